@@ -1,0 +1,1 @@
+"""The embedded Pub/Sub, for a laptop, a single node and tests."""

@@ -1,0 +1,1 @@
+"""One machine: Prism's life, the sample shop, and the run that ties them together."""

@@ -1,0 +1,32 @@
+"""The `millrace` command: one sub-command per module, loaded when called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "local": ("millrace.local.run", "run the main job on this machine, with sample traffic"),
+    "events": ("millrace.pipelines.events", "the job itself: Pub/Sub in, per-user order, archive out"),
+    "broker": ("millrace.broker.server", "the embedded Pub/Sub"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code; each owns its options: `millrace COMMAND --help`."""
+    parser = argparse.ArgumentParser(
+        prog="millrace",
+        description="Customer events from Pub/Sub to Parquet, each user's in their true order.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["commands:", *(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())]),
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = parser.parse_args(given[:1]).command
+    module = importlib.import_module(COMMANDS[chosen][0])
+    code: int = module.main(given[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Dead letters: events that could not go on, payload untouched, with stage, reason and message."""
+
+import enum
+
+import pyarrow as pa
+
+from millrace.schemas import avro
+
+MESSAGE_CHARACTERS = 1_024
+
+SCHEMA: pa.Schema = avro.arrow_schema(avro.load("dead_letter"))
+
+
+class Reason(enum.Enum):
+    """Why an event could not go on. A closed set: metrics and alerts hang on it; details go into the message."""
+
+    EMPTY = "empty"  # no bytes, or nothing but white space, or a batch without events
+    NOT_GZIP = "not_gzip"  # content-encoding says gzip, the bytes do not
+    UNKNOWN_ENCODING = "unknown_encoding"  # a content-encoding that is neither gzip nor identity
+    TOO_LARGE = "too_large"  # past the size cap, as it came or while unpacking
+    NOT_UTF8 = "not_utf8"
+    NOT_JSON = "not_json"
+    TOO_DEEP = "too_deep"  # nested past the depth limit
+    FORBIDDEN_CHARACTER = "forbidden_character"  # NUL or a lone surrogate: no warehouse can hold it
+    NUMBER_OUT_OF_RANGE = "number_out_of_range"  # no double can hold it
+    NOT_AN_EVENT = "not_an_event"  # JSON, but a field has the wrong type or the type is unknown
+    NO_USER = "no_user"  # neither userId nor anonymousId
+
+
+class Rejected(Exception):  # noqa: N818  it is an outcome, not a fault
+    """One record cannot go on; carries the reason and a message for a person."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message[:MESSAGE_CHARACTERS]

@@ -1,0 +1,49 @@
+"""The `millrace` distribution: what users install and what Beam ships to its workers.
+
+The folders stay at the top level, named in the order the data flows, and are installed under one import name
+(`millrace.transforms`, ...), so that nothing called `schemas` or `tests` lands in a user's environment.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+FOLDERS = ("schemas", "transforms", "sinks", "pipelines", "broker", "local")
+
+setup(
+    name="millrace",
+    version="0.1.0",
+    description="Customer events from Pub/Sub to Parquet, each user's in their true order, as an Apache Beam pipeline",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS)],
+    package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
+    package_data={"millrace": ["py.typed"], "millrace.schemas": ["*.avsc"]},
+    install_requires=[
+        "apache-beam[gcp]==2.77.0",
+        "deltalake>=1.6.3,<2",
+        "duckdb>=1.4",
+        "fastavro>=1.11",
+        "google-cloud-pubsub>=2.30",
+        "grpcio>=1.70",
+        "msgspec>=0.20",
+        "numpy>=1.26",
+        "protobuf>=5",
+        "pyarrow>=20",
+        "xxhash>=3.4",
+    ],
+    extras_require={
+        "test": [
+            "bytewax>=0.21; python_version < '3.13'",
+            "gcp-storage-emulator>=2024.8",
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.9",
+        ],
+    },
+    entry_points={"console_scripts": ["millrace = millrace.cli:main"]},
+)

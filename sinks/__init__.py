@@ -1,0 +1,1 @@
+"""Destinations, one per file."""
