@@ -1,0 +1,287 @@
+"""A table: Parquet files that a Delta log refers to. Opening, committing, reading back; no Beam in it.
+
+Every change that Millrace makes is committed at exactly the version after the one it has looked at, and looked at again
+after a conflict. Two things hang on it: an application transaction (app_id, version) goes in once, however often
+a crash repeats it; and the running totals that each commit carries stay exact, so they outlive the log's older entries.
+"""
+
+import datetime as dt
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from millrace.sinks.parquet import DataFile, write_files
+from millrace.sinks.storage import Location, StorageError, explain, locate
+from millrace.sinks.tables import TableSpec
+
+logger = logging.getLogger(__name__)
+
+METADATA_KEY = "millrace"
+"""The key of Millrace's own entry in a commit's information: `counts` of this commit, running `totals`."""
+
+CONFIGURATION = {
+    # Opening a table, and every commit, replays the log since the last checkpoint, 1 ms an entry (measured);
+    # a checkpoint costs 30 ms per thousand files. With one commit in 5 s this is a checkpoint every 100 s.
+    "delta.checkpointInterval": "20",
+    # One commit in 5 s is 17,280 log entries a day, and a local folder lists them all. Time travel reaches so far back.
+    "delta.logRetentionDuration": "interval 2 days",
+    "delta.enableExpiredLogCleanup": "true",
+    # Every checkpoint repeats the names of files that compaction removed, for as long as vacuum keeps them: a query
+    # that runs longer than this on a table that is being compacted may miss a file.
+    "delta.deletedFileRetentionDuration": "interval 6 hours",
+}
+
+_ATTEMPTS = 40
+
+
+class Table:
+    """An open table. Not shared between threads; any number of processes may open the same one."""
+
+    def __init__(self, location: Location, spec: TableSpec, delta: DeltaTable) -> None:
+        self.location = location
+        self.spec = spec
+        self.delta = delta
+        self._totals_at: tuple[int, Counter[str]] | None = None
+
+    def write(self, rows: pa.Table, name: str) -> list[DataFile]:
+        """Write rows as files that no commit refers to yet: see `sinks.parquet.write_files`."""
+        return write_files(self.location, self.spec, rows, name)
+
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        *,
+        app_id: str,
+        version: int,
+        counts: Mapping[str, int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Make files part of the table, all at once, unless this transaction is in already.
+
+        Args:
+            files: written by `write`; none at all is fine: then only the transaction and the counts go in.
+            app_id: whose sequence of transactions this is.
+            version: its place in that sequence, rising.
+            counts: what else happened, added to the totals (`committed_totals`): late, duplicates ... `rows` is added
+                by itself.
+            metadata: anything that JSON can hold, kept in this commit's information only.
+
+        Returns:
+            True where the files went in; False where the transaction's version, or a later one, was in before.
+
+        Raises:
+            StorageError: the storage refused it; nothing went in, or all of it: the same call again finds out.
+        """
+        adds = [_add_action(self.spec, file, data_change=True) for file in files]
+        counted = Counter({"rows": sum(file.rows for file in files)})
+        counted.update(counts or {})
+        problem: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.refresh()
+                last = self.delta.transaction_version(app_id)
+                if last is not None and last >= version:
+                    return problem is not None and last == version  # an attempt that failed after it had gone in
+                self.transact(adds, Transaction(app_id, version), counted, metadata)
+            except (DeltaError, OSError) as error:
+                problem = error
+                _pause(attempt)
+            else:
+                return True
+        assert problem is not None
+        raise explain(self.location, problem) from problem
+
+    def transact(
+        self,
+        actions: Sequence[AddAction | RemoveAction],
+        transaction: Transaction | None,
+        counts: Mapping[str, int],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Commit at exactly the version after the one last refreshed.
+
+        Raises:
+            DeltaError: someone else's commit came first (refresh and look again), or the store refused; whether it went
+                in is then unknown.
+        """
+        read = self.delta.version()
+        totals = self._totals() + Counter(counts)
+        entry = {"counts": dict(counts), "totals": dict(totals), **(metadata or {})}
+        self.delta.create_write_transaction(
+            list(actions),
+            mode="append",
+            schema=Schema.from_arrow(self.spec.schema),
+            partition_by=[self.spec.partition_column],
+            commit_properties=CommitProperties(
+                custom_metadata={METADATA_KEY: entry},
+                # Not deltalake's own conflict check: it lets two compactions of the same file both in (measured).
+                max_commit_retries=0,
+                app_transactions=[transaction] if transaction else None,
+            ),
+        )
+        self.location.sync(f"_delta_log/{read + 1:020}.json")
+        self._totals_at = (read + 1, totals)
+
+    def refresh(self) -> None:
+        """Look at what others have committed since."""
+        self.delta.update_incremental()
+
+    def committed_version(self, app_id: str) -> int | None:
+        """Return the highest transaction version of `app_id` that is in the table; None where there is none."""
+        self.refresh()
+        version: int | None = self.delta.transaction_version(app_id)
+        return version
+
+    def committed_totals(self) -> dict[str, int]:
+        """Return the counts of all commits since the table was created, summed by name."""
+        self.refresh()
+        return dict(self._totals())
+
+    def uris(self) -> list[str]:
+        """Return the URIs of the files that make up the table now: what to hand to DuckDB's read_parquet."""
+        self.refresh()
+        return sorted(self.delta.file_uris())
+
+    def read_recent(self, columns: Sequence[str], since_us: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows whose time (`spec.time_column`) is at or after `since_us`, µs since the epoch, in no order.
+
+        Files that end before it are not opened, and only the columns asked for are read.
+        """
+        self.refresh()
+        since = dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=since_us)
+        time_column = self.spec.time_column
+        literal = since.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        dataset = self.delta.to_pyarrow_dataset(
+            file_pruning_predicate=f"{time_column} >= '{literal}'", filesystem=self.location.files
+        )
+        wanted = pc.field(time_column) >= pa.scalar(since, pa.timestamp("us", tz="UTC"))
+        # Little read-ahead: this runs at start-up beside everything else, and a file is read in a few milliseconds.
+        scanner = dataset.scanner(columns=list(columns), filter=wanted, batch_readahead=2, fragment_readahead=2)
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                yield batch
+
+    def _totals(self) -> Counter[str]:
+        version = self.delta.version()
+        if self._totals_at is None or self._totals_at[0] != version:
+            self._totals_at = (version, self._read_totals(version))
+        return Counter(self._totals_at[1])
+
+    def _read_totals(self, version: int) -> Counter[str]:
+        limit = 1
+        while True:  # other tools' commits carry none: look further back
+            entries = self.delta.history(limit)
+            for entry in entries:
+                totals = (entry.get(METADATA_KEY) or {}).get("totals")
+                if totals is not None:
+                    return Counter({name: int(count) for name, count in totals.items()})
+            if limit > version or len(entries) < limit:
+                return Counter()
+            limit *= 8
+
+
+def open_table(uri: str, spec: TableSpec) -> Table:
+    """Open a table, creating it where there is none; several processes may do so at once.
+
+    A table of an older Millrace gets the columns that it lacks, if they may be null; columns that others added stay.
+
+    Raises:
+        StorageError: no such place, not writable, something else lives there, or its columns do not fit; one sentence.
+    """
+    location = locate(uri)
+    location.check_writable()
+    try:
+        delta = _open(location) or _create(location, spec)
+        _check(delta, spec, uri)
+    except (DeltaError, OSError) as error:
+        raise explain(location, error) from error
+    return Table(location, spec, delta)
+
+
+def add_actions(spec: TableSpec, files: Sequence[DataFile]) -> list[AddAction]:
+    """Return the log's entries for files that hold rows which the table had before: compaction's output."""
+    return [_add_action(spec, file, data_change=False) for file in files]
+
+
+def _add_action(spec: TableSpec, file: DataFile, *, data_change: bool) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={spec.partition_column: file.partition},
+        modification_time=file.modified_ms,
+        data_change=data_change,
+        stats=file.statistics,
+    )
+
+
+def _open(location: Location) -> DeltaTable | None:
+    try:
+        return DeltaTable(location.uri, storage_options=location.options)
+    except TableNotFoundError:
+        return None
+
+
+def _create(location: Location, spec: TableSpec) -> DeltaTable:
+    # Workers may have written files before anyone opened the table: partition folders are no reason to refuse.
+    others = [name for name in location.names() if not name.startswith(("_", ".", f"{spec.partition_column}="))]
+    if others:
+        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        raise StorageError(
+            f"{location.uri} is not a Delta table and holds other things ({shown}): give a new or empty folder."
+        )
+    try:
+        return DeltaTable.create(
+            location.uri,
+            spec.schema,
+            mode="error",
+            partition_by=[spec.partition_column],
+            name=spec.name,
+            configuration=CONFIGURATION,
+            storage_options=location.options,
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+    except DeltaError:
+        created_by_another = _open(location)
+        if created_by_another is None:
+            raise
+        return created_by_another
+
+
+def _check(delta: DeltaTable, spec: TableSpec, uri: str) -> None:
+    partitions = delta.metadata().partition_columns
+    if partitions != [spec.partition_column]:
+        raise StorageError(
+            f"{uri} is partitioned by {partitions}, not by {spec.partition_column!r}: give another folder."
+        )
+    found = pa.schema(delta.schema())
+    lacking = []
+    for field in spec.schema:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            lacking.append(field)
+        elif found.field(index).type != field.type:
+            raise StorageError(
+                f"Column {field.name} of {uri} is {found.field(index).type}, but the {spec.name} needs {field.type}: "
+                f"give another folder, or migrate the table."
+            )
+    required = [field.name for field in lacking if not field.nullable]
+    required += [field.name for field in found if not field.nullable and spec.schema.get_field_index(field.name) < 0]
+    if required:
+        raise StorageError(f"{uri} is another kind of table: required columns differ ({', '.join(required)}).")
+    if lacking:
+        logger.info("Adding columns to %s: %s", uri, ", ".join(field.name for field in lacking))
+        delta.alter.add_columns(Schema.from_arrow(pa.schema(lacking)).fields)
+
+
+def _pause(attempt: int) -> None:
+    """Wait a moment before another attempt: conflicts are over in milliseconds, a store's hiccup in seconds."""
+    time.sleep(random.uniform(0.5, 1) * min(0.005 * 1.3**attempt, 2.0))  # noqa: S311  not for secrets
