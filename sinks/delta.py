@@ -6,7 +6,6 @@ a crash repeats it; and the running totals that each commit carries stay exact, 
 """
 
 import datetime as dt
-import logging
 import random
 import time
 from collections import Counter
@@ -15,30 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
+from millrace.sinks import tables
 from millrace.sinks.parquet import DataFile, write_files
 from millrace.sinks.storage import Location, StorageError, explain, locate
 from millrace.sinks.tables import TableSpec
 
-logger = logging.getLogger(__name__)
-
 METADATA_KEY = "millrace"
 """The key of Millrace's own entry in a commit's information: `counts` of this commit, running `totals`."""
-
-CONFIGURATION = {
-    # Opening a table, and every commit, replays the log since the last checkpoint, 1 ms an entry (measured);
-    # a checkpoint costs 30 ms per thousand files. With one commit in 5 s this is a checkpoint every 100 s.
-    "delta.checkpointInterval": "20",
-    # One commit in 5 s is 17,280 log entries a day, and a local folder lists them all. Time travel reaches so far back.
-    "delta.logRetentionDuration": "interval 2 days",
-    "delta.enableExpiredLogCleanup": "true",
-    # Every checkpoint repeats the names of files that compaction removed, for as long as vacuum keeps them: a query
-    # that runs longer than this on a table that is being compacted may miss a file.
-    "delta.deletedFileRetentionDuration": "interval 6 hours",
-}
 
 _ATTEMPTS = 40
 
@@ -94,7 +81,7 @@ class Table:
                 self.transact(adds, Transaction(app_id, version), counted, metadata)
             except (DeltaError, OSError) as error:
                 problem = error
-                _pause(attempt)
+                pause(attempt)
             else:
                 return True
         assert problem is not None
@@ -170,6 +157,23 @@ class Table:
             if batch.num_rows:
                 yield batch
 
+    def newest_us(self) -> int | None:
+        """Return the latest time (`spec.time_column`) of any row, µs since the epoch, by the log's statistics."""
+        self.refresh()
+        actions = pa.table(self.delta.get_add_actions(flatten=True))
+        name = f"max.{self.spec.time_column}"
+        if name not in actions.column_names or actions.column(name).null_count == len(actions):
+            return None
+        newest: int = pc.max(actions.column(name)).cast(pa.timestamp("us", tz="UTC")).value
+        return newest
+
+    def read_file(self, file: DataFile) -> pa.RecordBatch:
+        """Return the rows of a file that was written here, partition column included."""
+        body = pq.read_table(file.path, filesystem=self.location.files)
+        day = pa.scalar(dt.date.fromisoformat(file.partition))
+        table = body.append_column(self.spec.partition_column, pa.array([day.as_py()] * len(body), pa.date32()))
+        return table.select(self.spec.schema.names).cast(self.spec.schema).combine_chunks().to_batches()[0]
+
     def _totals(self) -> Counter[str]:
         version = self.delta.version()
         if self._totals_at is None or self._totals_at[0] != version:
@@ -200,11 +204,31 @@ def open_table(uri: str, spec: TableSpec) -> Table:
     location = locate(uri)
     location.check_writable()
     try:
-        delta = _open(location) or _create(location, spec)
-        _check(delta, spec, uri)
+        delta = tables.load(location) or tables.create(location, spec)
+        tables.check(delta, spec, uri)
     except (DeltaError, OSError) as error:
         raise explain(location, error) from error
     return Table(location, spec, delta)
+
+
+def find_table(uri: str, specs: Sequence[TableSpec]) -> Table:
+    """Open a table that exists, whichever of `specs` it is.
+
+    Raises:
+        StorageError: there is no table, or it is none of them.
+    """
+    location = locate(uri)
+    try:
+        delta = tables.load(location)
+    except (DeltaError, OSError) as error:
+        raise explain(location, error) from error
+    if delta is None:
+        raise StorageError(f"There is no Delta table at {location.uri}: correct the location.")
+    for spec in specs:
+        if delta.metadata().name == spec.name:
+            tables.check(delta, spec, uri)
+            return Table(location, spec, delta)
+    raise StorageError(f"The Delta table at {location.uri} was not made by Millrace.")
 
 
 def add_actions(spec: TableSpec, files: Sequence[DataFile]) -> list[AddAction]:
@@ -223,65 +247,6 @@ def _add_action(spec: TableSpec, file: DataFile, *, data_change: bool) -> AddAct
     )
 
 
-def _open(location: Location) -> DeltaTable | None:
-    try:
-        return DeltaTable(location.uri, storage_options=location.options)
-    except TableNotFoundError:
-        return None
-
-
-def _create(location: Location, spec: TableSpec) -> DeltaTable:
-    # Workers may have written files before anyone opened the table: partition folders are no reason to refuse.
-    others = [name for name in location.names() if not name.startswith(("_", ".", f"{spec.partition_column}="))]
-    if others:
-        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        raise StorageError(
-            f"{location.uri} is not a Delta table and holds other things ({shown}): give a new or empty folder."
-        )
-    try:
-        return DeltaTable.create(
-            location.uri,
-            spec.schema,
-            mode="error",
-            partition_by=[spec.partition_column],
-            name=spec.name,
-            configuration=CONFIGURATION,
-            storage_options=location.options,
-            commit_properties=CommitProperties(max_commit_retries=0),
-        )
-    except DeltaError:
-        created_by_another = _open(location)
-        if created_by_another is None:
-            raise
-        return created_by_another
-
-
-def _check(delta: DeltaTable, spec: TableSpec, uri: str) -> None:
-    partitions = delta.metadata().partition_columns
-    if partitions != [spec.partition_column]:
-        raise StorageError(
-            f"{uri} is partitioned by {partitions}, not by {spec.partition_column!r}: give another folder."
-        )
-    found = pa.schema(delta.schema())
-    lacking = []
-    for field in spec.schema:
-        index = found.get_field_index(field.name)
-        if index < 0:
-            lacking.append(field)
-        elif found.field(index).type != field.type:
-            raise StorageError(
-                f"Column {field.name} of {uri} is {found.field(index).type}, but the {spec.name} needs {field.type}: "
-                f"give another folder, or migrate the table."
-            )
-    required = [field.name for field in lacking if not field.nullable]
-    required += [field.name for field in found if not field.nullable and spec.schema.get_field_index(field.name) < 0]
-    if required:
-        raise StorageError(f"{uri} is another kind of table: required columns differ ({', '.join(required)}).")
-    if lacking:
-        logger.info("Adding columns to %s: %s", uri, ", ".join(field.name for field in lacking))
-        delta.alter.add_columns(Schema.from_arrow(pa.schema(lacking)).fields)
-
-
-def _pause(attempt: int) -> None:
+def pause(attempt: int) -> None:
     """Wait a moment before another attempt: conflicts are over in milliseconds, a store's hiccup in seconds."""
     time.sleep(random.uniform(0.5, 1) * min(0.005 * 1.3**attempt, 2.0))  # noqa: S311  not for secrets

@@ -1,10 +1,18 @@
-"""The tables that Millrace writes: their columns, partition, order, and what the log knows of each file."""
+"""The tables that Millrace writes: their columns, partition, order, what the log knows of each file; how they are made
+and checked.
+"""
 
 import dataclasses
+import logging
 
 import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from millrace.schemas import dead_letter, event
+from millrace.schemas import dead_letter, duplicate, event
+from millrace.sinks.storage import Location, StorageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +65,97 @@ DEAD_LETTERS = TableSpec(
     time_column="refused_at",
     plain_columns=("payload", "message", "published_at", "refused_at"),
 )
+
+DUPLICATES = TableSpec(
+    name="duplicates",
+    schema=duplicate.SCHEMA,
+    partition_column="date",
+    sort_columns=("released_at",),
+    statistics_columns=("message_id", "user_key", "source_id", "published_at", "released_at"),
+    time_column="released_at",
+    plain_columns=("message_id",),
+)
+
+SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS)
+
+CONFIGURATION = {
+    # Opening a table, and every commit, replays the log since the last checkpoint, 1 ms an entry (measured);
+    # a checkpoint costs 30 ms per thousand files. With one commit in 5 s this is a checkpoint every 100 s.
+    "delta.checkpointInterval": "20",
+    # One commit in 5 s is 17,280 log entries a day, and a local folder lists them all. Time travel reaches so far back.
+    "delta.logRetentionDuration": "interval 2 days",
+    "delta.enableExpiredLogCleanup": "true",
+    # Every checkpoint repeats the names of files that compaction removed, for as long as vacuum keeps them: a query
+    # that runs longer than this on a table that is being compacted may miss a file.
+    "delta.deletedFileRetentionDuration": "interval 6 hours",
+}
+
+
+def load(location: Location) -> DeltaTable | None:
+    """Return the Delta table at a location; None where there is none."""
+    try:
+        return DeltaTable(location.uri, storage_options=location.options)
+    except TableNotFoundError:
+        return None
+
+
+def create(location: Location, spec: TableSpec) -> DeltaTable:
+    """Create a table, or return the one that another process created first.
+
+    Raises:
+        StorageError: the folder holds other things.
+    """
+    # Workers may have written files before anyone opened the table: partition folders are no reason to refuse.
+    others = [name for name in location.names() if not name.startswith(("_", ".", f"{spec.partition_column}="))]
+    if others:
+        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        raise StorageError(
+            f"{location.uri} is not a Delta table and holds other things ({shown}): give a new or empty folder."
+        )
+    try:
+        return DeltaTable.create(
+            location.uri,
+            spec.schema,
+            mode="error",
+            partition_by=[spec.partition_column],
+            name=spec.name,
+            configuration=CONFIGURATION,
+            storage_options=location.options,
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+    except DeltaError:
+        created_by_another = load(location)
+        if created_by_another is None:
+            raise
+        return created_by_another
+
+
+def check(delta: DeltaTable, spec: TableSpec, uri: str) -> None:
+    """Check that a table holds the columns of `spec`, and add those that an older Millrace did not know.
+
+    Raises:
+        StorageError: it holds others, or of other types.
+    """
+    partitions = delta.metadata().partition_columns
+    if partitions != [spec.partition_column]:
+        raise StorageError(
+            f"{uri} is partitioned by {partitions}, not by {spec.partition_column!r}: give another folder."
+        )
+    found = pa.schema(delta.schema())
+    lacking = []
+    for field in spec.schema:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            lacking.append(field)
+        elif found.field(index).type != field.type:
+            raise StorageError(
+                f"Column {field.name} of {uri} is {found.field(index).type}, but the {spec.name} needs {field.type}: "
+                f"give another folder, or migrate the table."
+            )
+    required = [field.name for field in lacking if not field.nullable]
+    required += [field.name for field in found if not field.nullable and spec.schema.get_field_index(field.name) < 0]
+    if required:
+        raise StorageError(f"{uri} is another kind of table: required columns differ ({', '.join(required)}).")
+    if lacking:
+        logger.info("Adding columns to %s: %s", uri, ", ".join(field.name for field in lacking))
+        delta.alter.add_columns(Schema.from_arrow(pa.schema(lacking)).fields)
