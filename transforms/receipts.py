@@ -27,17 +27,19 @@ class Ledger:
         self._sizes: dict[int, int] = {}
         self._outstanding: dict[int, int] = {}
         self._leases: collections.deque[tuple[int, int, float]] = collections.deque()  # first, end, leased until
+        self._pulls: collections.deque[tuple[int, int, int]] = collections.deque()  # first, end, oldest publish time
         self._ready: list[str] = []
         self._settled = 0
         self._open_bytes = 0
 
-    def open(self, ack_ids: Sequence[str], sizes: Sequence[int], leased_until_s: float) -> int:
+    def open(self, ack_ids: Sequence[str], sizes: Sequence[int], leased_until_s: float, oldest_us: int) -> int:
         """Enter the messages of one pull; return the first receipt, the others follow it.
 
         Args:
             ack_ids: one for each message.
             sizes: bytes of each message.
             leased_until_s: when their leases end, on the caller's clock.
+            oldest_us: when the first of them was published, µs since the epoch.
         """
         with self._lock:
             first = self._next
@@ -46,6 +48,7 @@ class Ledger:
             self._ack_ids.update(zip(receipts, ack_ids, strict=True))
             self._sizes.update(zip(receipts, sizes, strict=True))
             self._leases.append((first, self._next, leased_until_s))
+            self._pulls.append((first, self._next, oldest_us))
             self._open_bytes += sum(sizes)
             return first
 
@@ -96,6 +99,13 @@ class Ledger:
                     self._leases.append((first, end, leased_until_s))
         return expiring
 
+    def oldest_open_us(self) -> int | None:
+        """Return the publish time, in µs, of about the oldest message that is not yet settled; None where all are."""
+        with self._lock:
+            while self._pulls and not any(map(self._ack_ids.__contains__, range(*self._pulls[0][:2]))):
+                self._pulls.popleft()
+            return self._pulls[0][2] if self._pulls else None
+
     def all_open(self) -> list[int]:
         """Return every open receipt."""
         with self._lock:
@@ -122,4 +132,4 @@ class Ledger:
 
 
 LEDGER = Ledger()
-"""This process's ledger. A module's own, since Beam builds DoFns anew wherever it likes, in the one process we share."""
+"""This process's ledger. A module's own: Beam builds DoFns anew wherever it likes, in the one process they share."""

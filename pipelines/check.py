@@ -1,0 +1,94 @@
+"""Checks before the start: what would fail later, said now, in one line that says what to do."""
+
+import os
+import re
+
+import grpc
+from google.auth.exceptions import GoogleAuthError
+
+from millrace.pipelines.options import EventOptions, problem_with
+from millrace.sinks.archive import Tables, committer
+from millrace.sinks.delta import open_table
+from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.transforms.pubsub import SubscriptionClient, open_channel
+
+_NAME = re.compile(
+    r"projects/(?P<project>[a-z][a-z0-9-]{4,28}[a-z0-9])/subscriptions/(?P<name>[A-Za-z][\w.~+%-]{2,254})"
+)
+
+
+class CannotStartError(Exception):
+    """The job cannot start; the message is one line that says what to do."""
+
+
+def options(given: EventOptions) -> None:
+    """Check the values of options.
+
+    Raises:
+        CannotStartError: one cannot be used.
+    """
+    if problem := problem_with(given):
+        raise CannotStartError(problem)
+
+
+def subscription(name: str | None) -> None:
+    """Check that the subscription can be read.
+
+    Raises:
+        CannotStartError: it has no valid name, does not exist, may not be read, or Pub/Sub does not answer.
+    """
+    if not name:
+        raise CannotStartError("--subscription is missing: give projects/PROJECT/subscriptions/NAME.")
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise CannotStartError(f"--subscription={name} is no subscription: write projects/PROJECT/subscriptions/NAME.")
+    emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
+    where = f"the emulator at {emulator} (PUBSUB_EMULATOR_HOST)" if emulator else "Google Pub/Sub"
+    try:
+        client = SubscriptionClient(open_channel(), name)
+        try:
+            client.ack_deadline_s()
+        finally:
+            client.close()
+    except GoogleAuthError as error:
+        raise CannotStartError(
+            f"no Google credentials ({_first_line(error)}): run `gcloud auth application-default login`, or set "
+            "PUBSUB_EMULATOR_HOST for a local broker."
+        ) from error
+    except grpc.RpcError as error:
+        code = error.code()
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise CannotStartError(
+                f"{name} does not exist at {where}: create it (gcloud pubsub subscriptions create {match['name']} "
+                f"--project={match['project']} --topic=TOPIC), or correct the project or name."
+            ) from error
+        if code in {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}:
+            raise CannotStartError(
+                f"{where} refuses access to {name}: give this account roles/pubsub.subscriber and roles/pubsub.viewer."
+            ) from error
+        if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+            raise CannotStartError(
+                f"cannot reach {where}: is it running, and is the address right? ({_first_line(error.details())})"
+            ) from error
+        raise CannotStartError(f"{where} cannot read {name}: {code.name}: {_first_line(error.details())}") from error
+
+
+def tables(tables_: Tables) -> None:
+    """Open the job's tables: creates them, and on one node reads back the recent ids.
+
+    Raises:
+        StorageError: one cannot be opened; the message says what to do.
+    """
+    if tables_.alone:
+        committer(tables_)
+        return
+    for uri, spec in (
+        (tables_.archive, ARCHIVE),
+        (tables_.duplicates, DUPLICATES),
+        (tables_.dead_letters, DEAD_LETTERS),
+    ):
+        open_table(uri, spec)
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0][:200]

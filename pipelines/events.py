@@ -1,0 +1,108 @@
+"""The main job: customer events from Pub/Sub to a Delta archive, each user's in their true order.
+
+    python -m pipelines.events --subscription=projects/PROJECT/subscriptions/NAME --archive=gs://BUCKET/archive \
+        --dead_letters=gs://BUCKET/dead_letters --duplicates=gs://BUCKET/duplicates --runner=DataflowRunner ...
+
+Without --runner it runs on this machine, on Prism. Ctrl-C or SIGTERM: stop reading, archive what was read, end; a
+second one: hand everything unfinished back to Pub/Sub and end at once. Exit codes: 0 ended as told; 1 failed, nothing
+lost; 2 it could not start, and one line says what to do.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from millrace.pipelines import check, one_node
+from millrace.pipelines.options import EventOptions
+from millrace.pipelines.runners import PROMISES, Kind, RunnerRefusedError, kind_of
+from millrace.schemas.envelope import Envelope
+from millrace.sinks.archive import Tables, WriteArchive, WriteDeadLetters
+from millrace.sinks.storage import StorageError
+from millrace.transforms.decode import DecodeEnvelopes
+from millrace.transforms.order import OrderPerUser
+from millrace.transforms.read import ReadEnvelopes
+from millrace.transforms.subscriber import Limits
+
+
+def build(envelopes: beam.PCollection[list[Envelope]], options: EventOptions, tables: Tables) -> None:
+    """Wire the graph behind the read; every output is consumed."""
+    decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
+        batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
+    )
+    ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
+        wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
+    )
+    (ordered.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
+    decoded.dead_letters | "WriteDeadLetters" >> WriteDeadLetters(tables, window_s=options.order_window_s)
+
+
+def read(options: EventOptions, kind: Kind) -> ReadEnvelopes:
+    """Return the read that a runner takes."""
+    return ReadEnvelopes(
+        options.subscription,
+        native=kind is Kind.DATAFLOW,
+        ack_after="commit" if kind is Kind.ONE_NODE else "checkpoint",
+        readers=options.readers,
+        slack_s=options.read_slack_s,
+        limits=Limits(open_messages=options.read_open_messages, open_bytes=options.read_open_mb * 1024 * 1024),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job until it is told to stop; return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not {"-h", "--help"}.isdisjoint(given):
+        print(_help())
+        return 0
+    pipeline_options = PipelineOptions(given, streaming=True)
+    options = pipeline_options.view_as(EventOptions)
+    try:
+        kind = kind_of(pipeline_options.view_as(StandardOptions).runner)
+        check.options(options)
+        check.subscription(options.subscription)
+        tables = Tables(
+            archive=options.archive,
+            duplicates=options.duplicates,
+            dead_letters=options.dead_letters,
+            alone=kind is Kind.ONE_NODE,
+            horizon_s=options.dedup_horizon_s,
+        )
+        check.tables(tables)
+
+        def graph(pipeline: beam.Pipeline) -> None:
+            build(pipeline | "ReadEnvelopes" >> read(options, kind), options, tables)
+
+        print(f"Runner: {kind.value}.\nPromise: {PROMISES[kind]}.", file=sys.stderr, flush=True)
+        if kind is Kind.ONE_NODE:
+            return one_node.run(
+                given,
+                options,
+                tables,
+                lambda root: build(root | "ReadEnvelopes" >> read(options, kind), options, tables),
+            )
+    except (check.CannotStartError, RunnerRefusedError, StorageError) as error:
+        print(f"millrace events: {error}", file=sys.stderr)
+        return 2
+    pipeline = beam.Pipeline(options=pipeline_options)
+    graph(pipeline)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return 0 if result.state in {"DONE", "DRAINED", "CANCELLED"} else 1
+
+
+def _help() -> str:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.events",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Beam's own options (--runner, --project, --region, --temp_location ...) go beside these.",
+    )
+    EventOptions._add_argparse_args(parser)  # noqa: SLF001  Beam's hook is spelled so
+    return parser.format_help()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One node: the graph on Prism, with reader, stages and committer in this process, from start to a clean end."""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
+
+from millrace.local.prism import Prism, PrismNotFoundError, PrismStartError, find_prism
+from millrace.local.prism_binary import cache_dir
+from millrace.pipelines.check import CannotStartError
+from millrace.pipelines.options import EventOptions
+from millrace.pipelines.progress import Progress
+from millrace.pipelines.runners import why_not_prism
+from millrace.transforms.read import close_subscribers, draining
+
+_LOG = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+_ENDED = {"DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"}
+
+
+def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.Pipeline], None]) -> int:
+    """Run the graph on a Prism of its own until it is told to stop; return the exit code.
+
+    Raises:
+        CannotStartError: no Prism could be had, or the graph is not one that it can run.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    location = PipelineOptions(list(arguments)).view_as(PrismRunnerOptions).prism_location
+    try:
+        binary = find_prism(location, lambda line: print(line, file=sys.stderr, flush=True))
+        with Prism(binary, cache_dir() / "prism.log") as prism:
+            pipeline = beam.Pipeline(
+                options=PipelineOptions([*_ours(arguments), *prism.pipeline_arguments], streaming=True)
+            )
+            build(pipeline)
+            if reasons := why_not_prism(pipeline):
+                raise CannotStartError(f"this graph cannot run on one node: {'; '.join(reasons)}.")
+            return _run(pipeline, prism, options)
+    except (PrismNotFoundError, PrismStartError) as error:
+        raise CannotStartError(str(error)) from error
+
+
+def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
+    with _signals(options.drain_until_empty) as told, Progress(options.progress_s):
+        result = pipeline.run()
+        try:
+            return _watch(result, prism, told)
+        finally:
+            # What is committed is acknowledged; the rest goes back at once instead of when its leases lapse.
+            close_subscribers(hand_back=True)
+
+
+def _watch(result: Any, prism: Prism, told: "_Told") -> int:
+    while prism.exit_code is None:
+        if told.twice.is_set():
+            print("Ending now; what was not archived goes back to Pub/Sub.", file=sys.stderr, flush=True)
+            return 130
+        state = result.state
+        if state in _ENDED:
+            if state == "DONE" and told.once.is_set():
+                return 0
+            print(f"millrace events: the job ended by itself ({state}); see {cache_dir() / 'prism.log'}. "
+                  "Nothing is lost: start it again.", file=sys.stderr)  # fmt: skip
+            return 1
+        time.sleep(_LOOK_S)
+    print(f"millrace events: Prism ended (exit code {prism.exit_code}). Nothing is lost: start the job again.\n"
+          f"{prism.log_tail()}", file=sys.stderr)  # fmt: skip
+    return 1
+
+
+class _Told:
+    def __init__(self) -> None:
+        self.once = threading.Event()
+        self.twice = threading.Event()
+
+
+@contextmanager
+def _signals(drain_until_empty: bool) -> Iterator[_Told]:
+    told = _Told()
+
+    def tell(*_: Any) -> None:
+        if told.once.is_set():
+            told.twice.set()
+            return
+        told.once.set()
+        print("Draining: no more is read, what was read is archived. Once more to end at once.", file=sys.stderr)
+        draining().request(until_empty=drain_until_empty)
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ours(arguments: Sequence[str]) -> list[str]:
+    """Leave out --runner: it said Prism, and Prism is reached as a portable runner."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--runner":
+            skip = True
+        elif not argument.startswith("--runner="):
+            kept.append(argument)
+    return kept

@@ -1,0 +1,164 @@
+"""The options of the main job, in Beam's way: each says its unit, its default, and the price of another value."""
+
+import argparse
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+
+class EventOptions(PipelineOptions):
+    """Options of `python -m pipelines.events`, beside Beam's own."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        group = parser.add_argument_group("Millrace")
+        add = group.add_argument
+        add(
+            "--subscription",
+            metavar="NAME",
+            help="What to read: projects/PROJECT/subscriptions/NAME. Only a subscription keeps events while the job is "
+            "down, so there is no reading from a topic.",
+        )
+        add(
+            "--archive",
+            default="data/archive",
+            metavar="URI",
+            help="The Delta table of events: a folder, or gs://BUCKET/FOLDER. Default: %(default)s.",
+        )
+        add(
+            "--duplicates",
+            default="data/duplicates",
+            metavar="URI",
+            help="The Delta table of copies that were left out: which, when, of which. Default: %(default)s.",
+        )
+        add(
+            "--dead_letters",
+            default="data/dead_letters",
+            metavar="URI",
+            help="The Delta table of what could not go on, payload untouched, with its reason. Default: %(default)s.",
+        )
+        add(
+            "--order_wait_s",
+            type=float,
+            default=10.0,
+            metavar="S",
+            help="How long an event waits, after it occurred, for earlier ones of its user. More: fewer late events; "
+            "every event is archived that much later and takes memory meanwhile. Default: %(default)g seconds.",
+        )
+        add(
+            "--order_window_s",
+            type=float,
+            default=5.0,
+            metavar="S",
+            help="Events that leave within so many seconds are archived in one commit. More: fewer, larger files; "
+            "later. At least 1. Default: %(default)g seconds.",
+        )
+        add(
+            "--shards",
+            type=int,
+            default=8,
+            metavar="N",
+            help="Into how many groups users are spread; each is ordered and written by itself. More: more workers "
+            "can share the work, smaller files. Dataflow: about 4 for each worker core. Default: %(default)d.",
+        )
+        add(
+            "--dedup_horizon_s",
+            type=float,
+            default=600.0,
+            metavar="S",
+            help="On one node: how far back committed ids are remembered, so that a redelivered or repeated event is "
+            "not archived twice. At least Pub/Sub's ack deadline. Price: 16 bytes for each event of that time, and "
+            "reading their ids back at the start. Default: %(default)g seconds.",
+        )
+        add(
+            "--readers",
+            type=int,
+            default=1,
+            metavar="N",
+            help="How many pulls are under way at once. Google's service: 2 to 4 read faster; its emulator: 1 is "
+            "fastest. Not used on Dataflow. Default: %(default)d.",
+        )
+        add(
+            "--read_slack_s",
+            type=float,
+            default=0.5,
+            metavar="S",
+            help="How far out of publish order messages may be delivered without making their events late. Adds to "
+            "the latency. Not used on Dataflow. Default: %(default)g seconds.",
+        )
+        add(
+            "--read_open_messages",
+            type=int,
+            default=2_000_000,
+            metavar="N",
+            help="Read no further while so many messages are not yet committed: the bound on memory. It must hold what "
+            "is published in order wait + window. Price: about 0.5 KB each, and their events. Default: %(default)d.",
+        )
+        add(
+            "--read_open_mb",
+            type=int,
+            default=4_096,
+            metavar="MB",
+            help="The same bound in megabytes of message bodies; they wait compressed, at about a fifth. "
+            "Default: %(default)d.",
+        )
+        add(
+            "--decode_batch_rows",
+            type=int,
+            default=8_192,
+            metavar="N",
+            help="Events that travel together. More: less overhead, more memory for a moment. Default: %(default)d.",
+        )
+        add(
+            "--decode_body_mb",
+            type=int,
+            default=10,
+            metavar="MB",
+            help="A message whose body is larger, unpacked, is a dead letter: Pub/Sub's own limit for a message, and "
+            "the guard against gzip bombs. Default: %(default)d.",
+        )
+        add(
+            "--compact_every_s",
+            type=float,
+            default=300.0,
+            metavar="S",
+            help="On one node: how often small files are merged, 0 for never (then run `millrace compact` yourself). "
+            "Default: %(default)g seconds.",
+        )
+        add(
+            "--progress_s",
+            type=float,
+            default=0.0,
+            metavar="S",
+            help="On one node: print a line of counts every so many seconds, 0 for none. Default: %(default)g.",
+        )
+        add(
+            "--drain_until_empty",
+            action="store_true",
+            help="On one node: when told to stop, first read what the subscription still holds.",
+        )
+
+
+PROBLEMS = (
+    ("order_wait_s", lambda value: value >= 0, "must not be negative"),
+    ("order_window_s", lambda value: value >= 1, "must be at least 1"),
+    ("shards", lambda value: value >= 1, "must be at least 1"),
+    ("dedup_horizon_s", lambda value: value >= 0, "must not be negative"),
+    ("readers", lambda value: 1 <= value <= 20, "must be from 1 to 20"),
+    ("read_slack_s", lambda value: value >= 0, "must not be negative"),
+    ("read_open_messages", lambda value: value >= 1, "must be at least 1"),
+    ("read_open_mb", lambda value: value >= 1, "must be at least 1"),
+    ("decode_batch_rows", lambda value: value >= 1, "must be at least 1"),
+    ("decode_body_mb", lambda value: value >= 1, "must be at least 1"),
+    ("compact_every_s", lambda value: value >= 0, "must not be negative"),
+    ("progress_s", lambda value: value >= 0, "must not be negative"),
+)
+"""What a value must be, by option, and how to say so."""
+
+
+def problem_with(options: EventOptions) -> str | None:
+    """Return what is wrong with the first unusable option, in one line; None where all can be used."""
+    for name, is_good, demand in PROBLEMS:
+        value = getattr(options, name)
+        if not is_good(value):
+            return f"--{name} {demand}, got {value:g}"
+    return None

@@ -1,0 +1,171 @@
+"""Write the archive: ordered batches become Parquet files, and each window one commit."""
+
+import dataclasses
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.transforms.window import FixedWindows
+
+from millrace.sinks.commit import Committed, Committer, Index, Part
+from millrace.sinks.delta import Table, open_table
+from millrace.sinks.recent_ids import RecentIds, place_keys
+from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.transforms.counts import count
+
+STAGE = "archive"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Where a job's three tables are, and how it commits to them.
+
+    Attributes:
+        archive, duplicates, dead_letters: URIs: a folder, file:// or gs://.
+        alone: this process is the only one that writes them (one node): it remembers what is committed, so that
+            redelivery after a crash adds nothing. Elsewhere the runner's own state has to see to that.
+        horizon_s: how far back it remembers.
+        run_id: names this run's transactions.
+    """
+
+    archive: str
+    duplicates: str
+    dead_letters: str
+    alone: bool = True
+    horizon_s: float = 600.0
+    run_id: str = dataclasses.field(default_factory=lambda: f"millrace-{uuid.uuid4().hex}")
+
+
+_COMMITTERS: dict[Tables, Committer] = {}
+_COMMITTERS_LOCK = threading.Lock()
+
+
+def committer(tables: Tables) -> Committer:
+    """Return this process's committer of these tables; opens them, and reads back recent ids, the first time.
+
+    Raises:
+        StorageError: a table cannot be opened; one sentence that says what to do.
+    """
+    with _COMMITTERS_LOCK:
+        found = _COMMITTERS.get(tables)
+        if found is None:
+            archive = open_table(tables.archive, ARCHIVE)
+            duplicates = open_table(tables.duplicates, DUPLICATES)
+            dead_letters = open_table(tables.dead_letters, DEAD_LETTERS)
+            index = None
+            if tables.alone:
+                index = Index(
+                    _remembered(archive, RecentIds(tables.horizon_s), tables.horizon_s),
+                    _remembered(duplicates, RecentIds(tables.horizon_s, place_keys), tables.horizon_s),
+                    _remembered(dead_letters, RecentIds(tables.horizon_s, place_keys), tables.horizon_s),
+                )
+            found = Committer(
+                archive=archive, duplicates=duplicates, dead_letters=dead_letters, index=index, run_id=tables.run_id
+            )
+            _COMMITTERS[tables] = found
+        return found
+
+
+def _remembered(table: Table, ids: RecentIds, horizon_s: float) -> RecentIds:
+    """Fill an index with what the table holds of the last horizon before its newest row."""
+    newest_us = table.newest_us()
+    if newest_us is None:
+        return ids
+    columns = ["message_id", "source_id", "envelope_id", "envelope_index", table.spec.time_column]
+    columns = [name for name in columns if table.spec.schema.get_field_index(name) >= 0]
+    for batch in table.read_recent(columns, newest_us - round(horizon_s * 1_000_000)):
+        at_us = pc.max(batch.column(table.spec.time_column)).value
+        ids.add(ids.keys_of(batch), at_us)
+    return ids
+
+
+@dataclasses.dataclass(eq=False)
+class WriteArchive(beam.PTransform):
+    """Write ordered events to the archive, and what was left out to the duplicates.
+
+    In:      batches and duplicates of OrderPerUser, in its windows
+    Out:     Committed, one per window: what is safe now
+    Window:  the input's.  State: one node: 16 bytes for each event of the horizon; else none.
+    Repeats: a record that is committed already is not committed again, see docs/guarantees.md.
+    Errors:  StorageError fails the bundle: nothing is acknowledged, and the runner or a restart tries again.
+    """
+
+    tables: Tables
+
+    def expand(self, ordered: tuple[beam.PCollection[pa.RecordBatch], ...]) -> beam.PCollection[Committed]:
+        batches, duplicates = ordered
+        parts = (
+            batches | "WriteFiles" >> beam.ParDo(_WriteFn(self.tables)).with_output_types(tuple[int, Part]),
+            duplicates | "Copies" >> beam.Map(_copies).with_output_types(tuple[int, Part]),
+        )
+        return (
+            parts
+            | "Gather" >> beam.Flatten()
+            | "GroupByWindow" >> beam.GroupByKey()
+            | "Commit" >> beam.ParDo(_CommitFn(self.tables)).with_output_types(Committed)
+        )
+
+
+class _WriteFn(beam.DoFn):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, Part]]:
+        yield 0, committer(self._tables).write_ahead(batch)
+
+
+class _CommitFn(beam.DoFn):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def process(self, group: tuple[int, Iterable[Part]], window: Any = beam.DoFn.WindowParam) -> Iterator[Committed]:
+        done = committer(self._tables).commit_events(list(group[1]), window.start.micros)
+        for name, amount in done._asdict().items():
+            count(STAGE, name, amount)
+        yield done
+
+
+def _copies(copies: pa.RecordBatch) -> tuple[int, Part]:
+    return 0, Part(copies=copies)
+
+
+@dataclasses.dataclass(eq=False)
+class WriteDeadLetters(beam.PTransform):
+    """Write dead letters to their table.
+
+    In:      batches of schemas.dead_letter.BATCH, in the global window
+    Out:     Committed, one per window that had any
+    Window:  FixedWindows(window_s) on arrival.
+    """
+
+    tables: Tables
+    window_s: float = 5.0
+
+    def expand(self, letters: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Committed]:
+        return (
+            letters
+            | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
+            | "Key" >> beam.Map(_same_key).with_output_types(tuple[int, pa.RecordBatch])
+            | "GroupByWindow" >> beam.GroupByKey()
+            | "Commit" >> beam.ParDo(_CommitLettersFn(self.tables)).with_output_types(Committed)
+        )
+
+
+class _CommitLettersFn(beam.DoFn):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def process(
+        self, group: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Committed]:
+        done = committer(self._tables).commit_letters(list(group[1]), window.start.micros)
+        count("dead_letters", "rows", done.rows)
+        yield done
+
+
+def _same_key(letters: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
+    return 0, letters
