@@ -24,8 +24,9 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.prism_runner import PrismJobServer
-from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812 (a constant, whatever Beam calls it)
+from apache_beam.version import __version__ as _beam_version
 
+BEAM_VERSION = str(_beam_version)
 PACKAGE = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{BEAM_VERSION}"
 CONNECT_TIMEOUT_S = 10.0  # per connection and per read: an offline machine learns it soon
 DOWNLOAD_LIMIT_S = 300.0
@@ -72,7 +73,8 @@ def find_prism(location: str | None, progress: Progress) -> Path:
     cache = cached_binary()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(cache.with_name(f"{cache.name}.lock"), progress):
-        if cache.is_file():  # the process that we waited for has put it there
+        with contextlib.suppress(_NoPrismError):  # the process that we waited for may have put it there
+            _check(cache)
             return cache
         for name, make in (
             ("Beam's download", _download),
