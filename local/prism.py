@@ -29,7 +29,8 @@ __all__ = ["Prism", "PrismNotFoundError", "PrismStartError", "find_prism"]
 
 _LEASH = Path(__file__).with_name("leash.py")
 _PORT_TRIES = 5
-_POLL_S = 0.02
+_CALL_S = 0.25
+_GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
 _leashes: set[int] = set()
 
 
@@ -159,17 +160,21 @@ class Prism:
         _leashes.add(_leash(self._process).fileno())
 
     def _answers(self, deadline: float) -> bool:
+        """Wait until Prism's job service answers a call; give up when it ends, or at the deadline.
+
+        A plain call, since grpc's channel_ready_future leaves a thread that fails when the channel is closed.
+        """
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 100)]
         with grpc.insecure_channel(self.endpoint, options) as channel:
-            ready = grpc.channel_ready_future(channel)
-            try:
-                while time.monotonic() < deadline and self.exit_code is None:
-                    with contextlib.suppress(grpc.FutureTimeoutError):
-                        ready.result(timeout=_POLL_S)
-                        # Whoever answers on a port that was taken from us is not this Prism, which has ended then.
-                        return self.exit_code is None
-            finally:
-                ready.cancel()
+            any_jobs = channel.unary_unary(_GET_JOBS)  # no serializers: an empty request is no bytes
+            while time.monotonic() < deadline and self.exit_code is None:
+                try:
+                    any_jobs(b"", timeout=_CALL_S, wait_for_ready=True)
+                except grpc.RpcError as error:
+                    if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                        continue
+                # Whoever answers on a port that was taken from us is not this Prism, which has ended then.
+                return self.exit_code is None
         return False
 
     def _why_not(self) -> str:
