@@ -19,7 +19,8 @@ import msgspec
 
 from millrace.local.broken import broken_body, broken_record
 from millrace.local.journeys import happenings
-from millrace.local.shoppers import Device, Happening, Shape, Shopper, iso, make_shopper, make_uuid
+from millrace.local.shoppers import Device, Shape, Shopper, iso, make_shopper, make_uuid
+from millrace.local.wire import write_body, write_event
 from millrace.schemas import envelope
 from millrace.schemas.dead_letter import Reason
 
@@ -35,7 +36,8 @@ class Habits:
     """Records sent again: after a lost answer, in a request of their own, or copied inside one body."""
     broken: float = 0.003
     late: float = 0.02
-    """Records of devices that were offline for 12 to 90 s."""
+    """Records that reach the collector more than 10 s after they occurred: the device was offline. Fewer in a shop of
+    some dozen users, which never has more than a quarter of them away."""
     delayed: float = 0.05
     """Records of devices that were offline for 2 to 8 s."""
     slow: float = 0.04
@@ -90,6 +92,7 @@ class _Parcel:
 
     device: Device
     events: list[dict[str, Any]]  # without sentAt, which the SDK sets as it sends
+    latest_ms: int  # true time of its latest event
     again: bool = False
 
 
@@ -139,14 +142,15 @@ class Shop(Iterator[Sent]):
         """Let one device live on: it sends now, or later."""
         rng, habits, device = self._rng, self._habits, self._pick(now_ms)
         luck = rng.random()
-        trip = habits.late / 3 if device.shape is not Shape.LINES else 0
-        if luck < trip and self._offline(device, now_ms, rng.randint(12_000, 90_000)):
+        # Some 6 events a stretch offline, most of them that old, against some 3 a visit.
+        long, short = habits.late * 0.8, habits.delayed * 0.6
+        if luck < long and self._offline(device, now_ms, rng.randint(12_000, 90_000)):
             return
-        if trip <= luck < trip + habits.delayed / 3 and self._offline(device, now_ms, rng.randint(2_000, 8_000)):
+        if long <= luck < long + short and self._offline(device, now_ms, rng.randint(2_500, 8_000)):
             return
         end_ms = now_ms - device.latency_ms - rng.randint(0, 30)
         start_ms = max(device.last_ms, end_ms - _LONGEST_VISIT_MS)
-        parcel = _Parcel(device, self._live(device, _events_a_request(device, rng), start_ms, end_ms))
+        parcel = self._live(device, _events_a_request(device, rng), start_ms, end_ms, slowest=1.0)
         if rng.random() < habits.slow:
             self._post(parcel, now_ms + rng.randint(200, 3_000))
         else:
@@ -172,57 +176,31 @@ class Shop(Iterator[Sent]):
         count = self._rng.randint(2, 10)
         if device.last_ms < now_ms - for_ms:
             end_ms = now_ms - device.latency_ms - 50
-            self._deliver(_Parcel(device, self._live(device, count, end_ms - for_ms, end_ms)), now_ms)
+            self._deliver(self._live(device, count, end_ms - for_ms, end_ms), now_ms)
             return True
         away = sum(1 for _, _, parcel in self._outbox if parcel.device.away_until_ms > now_ms)
         if away >= len(self._weights) // 4:
             return False  # or a small shop would have nobody left
         device.away_until_ms = now_ms + for_ms
-        events = self._live(device, count, max(device.last_ms, now_ms), now_ms + for_ms - device.latency_ms - 50)
-        self._post(_Parcel(device, events), device.away_until_ms)
+        end_ms = device.away_until_ms - device.latency_ms - 50
+        self._post(self._live(device, count, max(device.last_ms, now_ms), end_ms), device.away_until_ms)
         return True
 
-    def _live(self, device: Device, count: int, start_ms: int, end_ms: int) -> list[dict[str, Any]]:
-        """Make the device's next events, spread over the time given as their pauses are; at least 1 ms apart."""
+    def _live(self, device: Device, count: int, start_ms: int, end_ms: int, slowest: float = 60.0) -> _Parcel:
+        """Make the device's next events: spread over the time given as their pauses are, stretched `slowest` times.
+
+        They are at least 1 ms apart, so that a device's events have one order.
+        """
         steps = list(itertools.islice(device.happenings, count))
         pause_s = sum(step.think_s for step in steps)
-        scale = min(1_000.0, max(0, end_ms - start_ms) / pause_s)
+        scale = min(1_000 * slowest, max(0, end_ms - start_ms) / pause_s)
         at_ms = float(end_ms - pause_s * scale)
         events = []
         for step in steps:
             at_ms += step.think_s * scale
             device.last_ms = max(device.last_ms + 1, int(at_ms))
-            events.append(self._event(device, step, device.last_ms))
-        return events
-
-    def _event(self, device: Device, step: Happening, at_ms: int) -> dict[str, Any]:
-        web = not device.mobile
-        event: dict[str, Any] = {"type": step.type}
-        if step.event is not None:
-            event["event" if step.type == "track" else "name"] = step.event
-        event["messageId"] = make_uuid(self._rng)
-        event["anonymousId"] = device.anonymous_id
-        if device.user_id is not None:
-            event["userId"] = device.user_id
-        elif web and device.original_key == "originalTimestamp":
-            event["userId"] = ""  # as RudderStack's browser SDK writes "nobody yet"
-        event["context"] = device.context
-        if step.page is not None:
-            event["context"] = {**device.context, "page": step.page}
-            if step.campaign is not None:
-                event["context"]["campaign"] = {k: v for k, v in step.campaign._asdict().items() if v}
-        if step.properties is not None:
-            event["properties"] = step.properties
-        if step.traits is not None:
-            event["traits"] = step.traits
-        if step.group_id is not None:
-            event["groupId"] = step.group_id
-        if step.previous_id is not None:
-            event["previousId"] = step.previous_id
-        if step.type != "track":
-            event["integrations"] = {"All": True}
-        event[device.original_key] = device.stamp(at_ms)
-        return event
+            events.append(write_event(device, step, make_uuid(self._rng), device.last_ms))
+        return _Parcel(device, events, device.last_ms)
 
     def _post(self, parcel: _Parcel, due_ms: int) -> None:
         heapq.heappush(self._outbox, (due_ms, next(self._parcels), parcel))
@@ -230,7 +208,7 @@ class Shop(Iterator[Sent]):
     def _deliver(self, parcel: _Parcel, now_ms: int) -> None:
         """Send a parcel: in one request, or event by event where the SDK does so."""
         device, events = parcel.device, parcel.events
-        sent_ms = max(now_ms - device.latency_ms - self._rng.randint(0, 20), device.last_ms if not parcel.again else 0)
+        sent_ms = max(now_ms - device.latency_ms - self._rng.randint(0, 20), parcel.latest_ms)
         if device.stamps_sent_at:
             events = [{**event, "sentAt": device.stamp(sent_ms)} for event in events]
         bodies = [[event] for event in events] if device.shape is Shape.SINGLE else [events]
@@ -241,7 +219,7 @@ class Shop(Iterator[Sent]):
         rng, habits = self._rng, self._habits
         if not again and rng.random() < habits.duplicates * 0.8:  # the answer got lost
             unsent = [{key: value for key, value in event.items() if key != "sentAt"} for event in events]
-            self._post(_Parcel(device, unsent, again=True), now_ms + rng.randint(100, 4_000))
+            self._post(_Parcel(device, unsent, latest_ms=0, again=True), now_ms + rng.randint(100, 4_000))
         if len(events) > 1 and rng.random() < habits.shuffled:
             events = rng.sample(events, len(events))
         if len(events) > 1 and not again and rng.random() < habits.duplicates * 0.5 * len(events):
@@ -256,8 +234,8 @@ class Shop(Iterator[Sent]):
                 parts.insert(rng.randrange(len(parts) + 1), part)
                 reasons.append(reason)
             else:
-                yield self._broken(self._event(device, next(device.happenings), now_ms), attributes)
-        body = _body(device.shape, parts, events[0].get("sentAt"))
+                yield self._broken(write_event(device, next(device.happenings), make_uuid(rng), now_ms), attributes)
+        body = write_body(device.shape, parts, events[0].get("sentAt"))
         if device.gzipped:
             body = gzip.compress(body, 1, mtime=0)
             attributes[envelope.CONTENT_ENCODING] = "gzip"
@@ -285,14 +263,3 @@ def _events_a_request(device: Device, rng: random.Random) -> int:
         return 1
     mean = {"web": 3.0, "tills": 12.0}.get(device.source_id, 4.0)
     return min(60, 1 + int(rng.expovariate(1 / mean)))
-
-
-def _body(shape: Shape, parts: list[bytes], sent_at: str | None) -> bytes:
-    if shape is Shape.SINGLE:
-        return parts[0]
-    if shape is Shape.LINES:
-        return b"\n".join(parts) + b"\n"
-    listed = b"[" + b",".join(parts) + b"]"
-    if shape is Shape.ARRAY:
-        return listed
-    return b'{"batch":' + listed + (b"}" if sent_at is None else b',"sentAt":"' + sent_at.encode() + b'"}')
