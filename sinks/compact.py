@@ -124,6 +124,7 @@ def vacuum(table: Table, retention_hours: int | None = None) -> int:
             miss its files; a file that waits longer for its commit is lost, so never less than a restart may take.
     """
     try:
+        table.refresh()  # files that it has not heard of look like left-overs to it
         deleted = table.delta.vacuum(
             retention_hours=retention_hours, dry_run=False, enforce_retention_duration=False, full=True
         )

@@ -1,12 +1,14 @@
 """Where tables live: one address for a local folder or a bucket, for the Delta log and for Parquet files alike.
 
-`locate` turns what a person typed into a `Location`, or says in one sentence what is wrong with it. The Delta log and
-the data files go through the same store (deltalake's), so one set of credentials and one endpoint serve both; only
-local data files are written by Python itself, which can fsync them.
+`locate` turns what a person typed into a `Location`, or says in one sentence what is wrong with it. The log is read
+and written by deltalake, data files by pyarrow; both look for Google's credentials in the same places, and for an
+emulator where Google's own clients do.
 """
 
 import dataclasses
+import datetime as dt
 import functools
+import json
 import os
 import re
 import uuid
@@ -14,13 +16,18 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
-from deltalake.fs import DeltaStorageHandler
 
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 """Google's own clients read the endpoint of a storage emulator from it; so does this module."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # https://cloud.google.com/storage/docs/buckets#naming
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\u21b3")  # deltalake colours the chain of causes in its errors
+
+_GIVE_UP_AFTER = dt.timedelta(seconds=15)
+_PATIENCE = {
+    "retry_timeout": "30s",
+    "connect_timeout": "10s",
+}  # deltalake's defaults let a wrong address hang for minutes
 
 
 class StorageError(Exception):
@@ -46,7 +53,16 @@ class Location:
         """The table's folder as a file system: paths in it are relative to the folder."""
         if self.local is not None:
             return pafs.SubTreeFileSystem(str(self.local), pafs.LocalFileSystem(use_mmap=False))
-        return pafs.PyFileSystem(DeltaStorageHandler(self.uri, self.options))
+        # Not deltalake.fs: it holds the interpreter's lock while it waits for the network (measured).
+        emulator = _emulator()
+        if emulator is None:
+            google = pafs.GcsFileSystem(retry_time_limit=_GIVE_UP_AFTER)
+        else:
+            scheme, _, host = emulator.partition("://")
+            google = pafs.GcsFileSystem(
+                anonymous=True, scheme=scheme, endpoint_override=host, retry_time_limit=_GIVE_UP_AFTER
+            )
+        return pafs.SubTreeFileSystem(self.uri.removeprefix("gs://"), google)
 
     def store(self, path: str, content: memoryview) -> None:
         """Write one file whole: readers see all of it or nothing, and locally it survives a power cut."""
@@ -145,13 +161,19 @@ def explain(location: Location, error: Exception) -> StorageError:
         reason = (error.strerror if isinstance(error, OSError) else None) or text
         return StorageError(f"Cannot write to {location.uri} ({reason}): choose a folder that this user may write to.")
     bucket = urlsplit(location.uri).netloc
-    if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
+    # pyarrow says NOT_FOUND of an upload, deltalake quotes Google's answer; what is created cannot lack but its bucket.
+    if "NoSuchBucket" in text or "bucket does not exist" in text or ("NOT_FOUND" in text and "Upload" in text):
         return StorageError(f"The bucket {bucket!r} does not exist: create it, or correct {location.uri}.")
-    if re.search(r"\b(401|403)\b|Forbidden|Unauthenticated|PermissionDenied|AccessDenied", text):
+    if "token request" in text:
+        return _no_credentials(location.uri)
+    if re.search(r"\b(401|403)\b|Forbidden|UNAUTHENTICATED|PERMISSION_DENIED|AccessDenied", text):
         return StorageError(
             f"Google refused access to {location.uri}: give this account roles/storage.objectAdmin on the bucket."
         )
-    return StorageError(f"Cannot reach {location.uri}: {text[:300]}")
+    if re.search(r"UNAVAILABLE|error sending request|DEADLINE_EXCEEDED", text):
+        endpoint = f"the emulator at {_emulator()}" if _emulator() else "Google Cloud Storage"
+        return StorageError(f"Cannot reach {endpoint} for {location.uri}: check the network and try again.")
+    return StorageError(f"Cannot use {location.uri}: {text[:300]}")
 
 
 def _local(path: Path) -> Location:
@@ -160,21 +182,34 @@ def _local(path: Path) -> Location:
 
 
 def _google_options(uri: str) -> dict[str, str]:
-    emulator = os.environ.get(EMULATOR_VARIABLE)
-    if emulator:
-        endpoint = emulator if "://" in emulator else f"http://{emulator}"
-        return {"google_base_url": endpoint.rstrip("/"), "google_skip_signature": "true", "allow_http": "true"}
+    emulator = _emulator()
+    if emulator is not None:
+        # A key without a key: with `google_skip_signature` deltalake reads unsigned, but asks for a token to write (m).
+        key = {"gcs_base_url": emulator, "disable_oauth": True}
+        unused = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        return {"google_service_account_key": json.dumps(key | unused), "allow_http": "true", **_PATIENCE}
     import google.auth  # noqa: PLC0415  only where Google is asked: it costs start-up time
     from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415
 
     try:  # deltalake itself would look for a metadata server for minutes before it says so
         google.auth.default()
     except DefaultCredentialsError as error:
-        raise StorageError(
-            f"No Google credentials for {uri}: run `gcloud auth application-default login`, "
-            f"or set GOOGLE_APPLICATION_CREDENTIALS."
-        ) from error
-    return {}
+        raise _no_credentials(uri) from error
+    return dict(_PATIENCE)
+
+
+def _emulator() -> str | None:
+    given = os.environ.get(EMULATOR_VARIABLE, "").rstrip("/")
+    if not given:
+        return None
+    return given if "://" in given else f"http://{given}"
+
+
+def _no_credentials(uri: str) -> StorageError:
+    return StorageError(
+        f"No Google credentials for {uri}: run `gcloud auth application-default login`, "
+        f"or set GOOGLE_APPLICATION_CREDENTIALS."
+    )
 
 
 def _sync_folder(folder: Path) -> None:

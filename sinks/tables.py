@@ -1,6 +1,4 @@
-"""The tables that Millrace writes: their columns, partition, order, what the log knows of each file; how they are made
-and checked.
-"""
+"""The tables that Millrace writes: columns, partition, order, statistics in the log; how they are made and checked."""
 
 import dataclasses
 import logging
