@@ -1,0 +1,41 @@
+"""Fixtures that more than one folder of tests uses."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.pubsub import Server, broker_process, find_google_emulator, google_emulator
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[str, Server]]:
+    """The servers that some test asked for, each started once."""
+    with contextlib.ExitStack() as stack:
+        started = _Servers(stack)
+        yield started
+
+
+class _Servers(dict[str, Server]):
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, kind: str) -> Server:
+        self[kind] = self._stack.enter_context(broker_process() if kind == "millrace" else google_emulator())
+        return self[kind]
+
+
+@pytest.fixture(params=["millrace", "google"])
+def pubsub_server(
+    request: pytest.FixtureRequest, _servers: dict[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> Server:
+    """A Pub/Sub server, ours and then Google's emulator, shared by all tests: use a project of your own.
+
+    Ordinary clients find it, since PUBSUB_EMULATOR_HOST is set while the test runs.
+    """
+    if request.param == "google" and find_google_emulator() is None:
+        pytest.skip("Google's Pub/Sub emulator is not installed")
+    server = _servers[request.param]
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+    return server
