@@ -77,12 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"Runner: {kind.value}.\nPromise: {PROMISES[kind]}.", file=sys.stderr, flush=True)
         if kind is Kind.ONE_NODE:
-            return one_node.run(
-                given,
-                options,
-                tables,
-                lambda root: build(root | "ReadEnvelopes" >> read(options, kind), options, tables),
-            )
+            return one_node.run(given, options, graph)
     except (check.CannotStartError, RunnerRefusedError, StorageError) as error:
         print(f"millrace events: {error}", file=sys.stderr)
         return 2

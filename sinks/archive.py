@@ -96,7 +96,7 @@ class WriteArchive(beam.PTransform):
 
     tables: Tables
 
-    def expand(self, ordered: tuple[beam.PCollection[pa.RecordBatch], ...]) -> beam.PCollection[Committed]:
+    def expand(self, ordered: Any) -> beam.PCollection[Committed]:  # two collections: Beam has no type for that
         batches, duplicates = ordered
         parts = (
             batches | "WriteFiles" >> beam.ParDo(_WriteFn(self.tables)).with_output_types(tuple[int, Part]),

@@ -115,8 +115,8 @@ def _raw(wrapper: Any) -> Any:
     return type(wrapper.pb(wrapper()))
 
 
-def _ignore(_: bytes) -> None:
-    return None
+def _ignore(body: bytes) -> bytes:
+    return body  # gRPC takes None for a failure to read the answer
 
 
 def _parts(ack_ids: Sequence[str]) -> Iterator[Sequence[str]]:

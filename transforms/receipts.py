@@ -8,7 +8,7 @@ A record that went astray leaves its receipt open: its lease lapses with the pro
 
 import collections
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,10 @@ class Ledger:
         self._ready: list[str] = []
         self._settled = 0
         self._open_bytes = 0
+
+    def __reduce__(self) -> tuple[Callable[[], "Ledger"], tuple[()]]:
+        # Beam pickles what a DoFn of __main__ refers to: a copy of the ledger would settle nothing.
+        return _this_process_s, ()
 
     def open(self, ack_ids: Sequence[str], sizes: Sequence[int], leased_until_s: float, oldest_us: int) -> int:
         """Enter the messages of one pull; return the first receipt, the others follow it.
@@ -133,3 +137,7 @@ class Ledger:
 
 LEDGER = Ledger()
 """This process's ledger. A module's own: Beam builds DoFns anew wherever it likes, in the one process they share."""
+
+
+def _this_process_s() -> Ledger:
+    return LEDGER
