@@ -50,6 +50,8 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
     Returns:
         Pieces with `released_at`, `is_late` and `late_by_ms` added; every row is in exactly one.
     """
+    if not batch.num_rows:
+        return []
     due = int64s(batch.column("occurred_at")) + wait_us
     arrived = int64s(batch.column("arrived_at"))
     released = np.maximum(due, arrived)
@@ -62,7 +64,7 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
     groups = (released // window_us) * shards + _shard_of(batch.column("user_key"), shards)
     by_group = np.argsort(groups, kind="stable")
     batch, groups = batch.take(pa.array(by_group)), groups[by_group]
-    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1)) if len(groups) else np.empty(0, np.int64)
+    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
     return [
         Piece(int(group % shards), int(group // shards) * window_us, batch.slice(start, end - start))
         for start, end, group in zip(starts, [*starts[1:], len(groups)], groups[starts], strict=True)
