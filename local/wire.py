@@ -1,8 +1,13 @@
 """Wire format: how SDKs write an event, and how they pack events into a body."""
 
+import gzip
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from millrace.local.shoppers import Device, Happening, Shape
+from millrace.schemas.envelope import CONTENT_ENCODING
 
 
 def write_event(device: Device, step: Happening, message_id: str, at_ms: int) -> dict[str, Any]:
@@ -49,3 +54,13 @@ def write_body(shape: Shape, parts: list[bytes], sent_at: str | None) -> bytes:
     if shape is Shape.ARRAY:
         return listed
     return b'{"batch":' + listed + (b"}" if sent_at is None else b',"sentAt":"' + sent_at.encode() + b'"}')
+
+
+def read_body(body: bytes, attributes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Unpack what `write_body` packed; for bodies that are not broken."""
+    plain = gzip.decompress(body) if attributes.get(CONTENT_ENCODING) == "gzip" else body
+    if plain.endswith(b"\n"):
+        return [msgspec.json.decode(line) for line in plain.splitlines()]
+    whole = msgspec.json.decode(plain)
+    listed: list[dict[str, Any]] = whole["batch"] if "batch" in whole else whole if isinstance(whole, list) else [whole]
+    return listed
