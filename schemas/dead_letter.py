@@ -5,10 +5,14 @@ import enum
 import pyarrow as pa
 
 from millrace.schemas import avro
+from millrace.schemas.event import RECEIPT
 
 MESSAGE_CHARACTERS = 1_024
 
 SCHEMA: pa.Schema = avro.arrow_schema(avro.load("dead_letter"))
+
+BATCH: pa.Schema = SCHEMA.append(RECEIPT)
+"""What travels between stages."""
 
 
 class Reason(enum.Enum):

@@ -1,0 +1,320 @@
+"""Decode: envelopes become batches of events; what cannot be read becomes a dead letter, and takes nothing with it."""
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
+
+from millrace.schemas import dead_letter, wire
+from millrace.schemas.dead_letter import Reason, Rejected
+from millrace.schemas.envelope import SOURCE_ID, Envelope
+from millrace.schemas.event import BATCH
+from millrace.transforms.counts import count
+from millrace.transforms.receipts import LEDGER
+from millrace.transforms.rescue import check_text, rescue_event
+from millrace.transforms.tabulate import Rest, Rows, tabulate
+from millrace.transforms.unpack import split_events, unpack_body
+
+STAGE = "decode"
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+"""Pub/Sub's own limit for a message."""
+MAX_EVENT_BYTES = 1024 * 1024
+MAX_EVENTS = 50_000
+"""Events in one envelope. Ten megabytes of `{}` are five million dead letters."""
+
+_BATCH_BYTES = 32 * 1024 * 1024
+"""Bytes of events after which a batch leaves: a few events of a megabyte weigh as much as thousands of others."""
+_BATCH_KEY_WITHIN = 256
+"""Where `"batch"` must begin for a body to be tried as a batch at once; later, and it is read with more care."""
+_NO_EVENTS = pa.RecordBatch.from_pylist([], schema=BATCH)
+
+_read_event = msgspec.json.Decoder(wire.Event).decode
+_read_lines = msgspec.json.Decoder(wire.Event).decode_lines
+_read_events = msgspec.json.Decoder(list[wire.Event]).decode
+_read_batch = msgspec.json.Decoder(wire.Batch).decode
+
+
+class Limits(NamedTuple):
+    """What one envelope may hold."""
+
+    body_bytes: int = MAX_BODY_BYTES
+    """Unpacked."""
+    event_bytes: int = MAX_EVENT_BYTES
+    events: int = MAX_EVENTS
+
+
+class Letter(NamedTuple):
+    """A dead letter to be."""
+
+    number: int
+    """Which of the envelopes in hand it came from."""
+    envelope: Envelope
+    index: int
+    payload: bytes
+    reason: Reason
+    message: str
+
+
+class Decoding(NamedTuple):
+    """What some envelopes became."""
+
+    batch: pa.RecordBatch
+    """schemas.event.BATCH"""
+    letters: pa.RecordBatch
+    """schemas.dead_letter.BATCH"""
+    counts: npt.NDArray[np.int64]
+    """Records (events and dead letters) of each envelope, at least 1."""
+    envelopes: Sequence[Envelope]
+
+
+def decode_envelopes(envelopes: Iterable[Envelope], now_us: int, limits: Limits = Limits()) -> Decoding:  # noqa: B008
+    """Decode envelopes; no content of one raises.
+
+    Args:
+        envelopes: as Pub/Sub delivered them.
+        now_us: this job's clock, µs since the epoch, for the dead letters.
+        limits: what one envelope may hold.
+    """
+    pending = Pending(limits)
+    for envelope in envelopes:
+        pending.add(envelope)
+    return pending.take(now_us)
+
+
+class Pending:
+    """Envelopes that were read, whose columns are not built yet."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._clear()
+
+    def _clear(self) -> None:
+        self.bytes = 0
+        self.events: list[wire.Event] = []
+        self._envelopes: list[Envelope] = []
+        self._counts: list[int] = []
+        self._indexes: list[int] = []
+        self._rests: dict[int, Rest] = {}
+        self._letters: list[Letter] = []
+
+    def add(self, envelope: Envelope, *, carefully: bool = False) -> None:
+        """Read one envelope: all of it at once where it is clean, else event by event."""
+        before = len(self.events)
+        try:
+            text = unpack_body(envelope.body, envelope.attributes, self._limits.body_bytes)
+            self.bytes += len(text)
+            events = None if carefully else _read_clean(text, self._limits)
+            if events is None:
+                self._add_each(envelope, text)
+            else:
+                self.events += events
+                self._indexes += range(len(events))
+        except Rejected as rejected:
+            self._refuse(envelope, -1, envelope.body, rejected)
+        self._envelopes.append(envelope)
+        self._counts.append(len(self.events) - before)
+
+    def _add_each(self, envelope: Envelope, text: bytes) -> None:
+        payloads, defaults = split_events(text)
+        if len(payloads) > self._limits.events:
+            raise Rejected(Reason.TOO_LARGE, f"{len(payloads)} events, the cap is {self._limits.events}")
+        if defaults:
+            check_text(msgspec.json.encode(defaults))
+        for index, payload in enumerate(payloads):
+            try:
+                event, context_rest, rest = rescue_event(payload, defaults, self._limits.event_bytes)
+            except Rejected as rejected:
+                self._refuse(envelope, index, payload, rejected)
+            else:
+                self._rests[len(self.events)] = Rest(context_rest, rest)
+                self.events.append(event)
+                self._indexes.append(index)
+
+    def _refuse(self, envelope: Envelope, index: int, payload: bytes, rejected: Rejected) -> None:
+        letter = Letter(len(self._envelopes), envelope, index, payload, rejected.reason, rejected.message)
+        self._letters.append(letter)
+
+    def is_full(self, batch_rows: int) -> bool:
+        """Say whether there is enough for a batch, in records or in bytes."""
+        return len(self.events) + len(self._letters) >= batch_rows or self.bytes >= _BATCH_BYTES
+
+    def take(self, now_us: int) -> Decoding:
+        """Return what the envelopes so far became, and forget them."""
+        envelopes = self._envelopes
+        batch, event_counts, letters = self._tabulate()
+        counts = np.array(event_counts, np.int64)
+        np.add.at(counts, [letter.number for letter in letters], 1)
+        self._clear()
+        return Decoding(batch, _letters(letters, now_us), counts, envelopes)
+
+    def _tabulate(self) -> tuple[pa.RecordBatch, list[int], list[Letter]]:
+        """Build the columns, and read again with care the envelopes in which that shows something wrong."""
+        counts, letters = list(self._counts), list(self._letters)
+        if not self.events:
+            return _NO_EVENTS, counts, letters
+        envelope_of = np.repeat(np.arange(len(counts)), counts)
+        indexes = np.array(self._indexes, np.int32)
+        batch, refused = tabulate(Rows(self.events, self._envelopes, envelope_of, indexes, self._rests))
+        if not refused.any():
+            return batch, counts, letters
+        again, numbers = Pending(self._limits), np.unique(envelope_of[refused]).tolist()
+        for number in numbers:
+            again.add(self._envelopes[number], carefully=True)
+        rest, rest_counts, rest_letters = again._tabulate()  # nothing is refused twice
+        for number, rest_count in zip(numbers, rest_counts, strict=True):
+            counts[number] = rest_count
+        letters += [letter._replace(number=numbers[letter.number]) for letter in rest_letters]
+        kept = batch.filter(pa.array(~np.isin(envelope_of, numbers)))
+        return pa.concat_batches([kept, rest]), counts, letters
+
+
+def _read_clean(text: bytes, limits: Limits) -> list[wire.Event] | None:
+    """Read all events of a body in one go; None where anything in it asks for more care."""
+    if len(text) > limits.event_bytes:
+        return None
+    try:
+        if not text.isascii():
+            text.decode()  # msgspec does not look into what it leaves raw
+        if b"\\" in text and b"\\u0000" in text:
+            return None
+        events = _read_body(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return events if 0 < len(events) <= limits.events else None
+
+
+def _read_body(text: bytes) -> list[wire.Event]:
+    if text.startswith(b"["):
+        return _read_events(text)
+    if b'"batch"' not in text[:_BATCH_KEY_WITHIN]:
+        return _read_lines(text) if b"}\n" in text else [_read_event(text)]
+    events, sent_at, write_key, integrations = msgspec.structs.astuple(_read_batch(text))
+    for event in events:
+        if event.sent_at is None:
+            event.sent_at = sent_at
+        if event.write_key is None:
+            event.write_key = write_key
+        if event.integrations is None:
+            event.integrations = integrations
+    return events
+
+
+def _letters(letters: Sequence[Letter], now_us: int) -> pa.RecordBatch:
+    now = datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
+    columns = {
+        "payload": [letter.payload for letter in letters],
+        "attributes": [
+            msgspec.json.encode(dict(letter.envelope.attributes)) if letter.envelope.attributes else None
+            for letter in letters
+        ],
+        "stage": [STAGE] * len(letters),
+        "reason": [letter.reason.value for letter in letters],
+        "message": [letter.message for letter in letters],
+        "source_id": [letter.envelope.attributes.get(SOURCE_ID, "") for letter in letters],
+        "envelope_id": [letter.envelope.envelope_id for letter in letters],
+        "envelope_index": [letter.index for letter in letters],
+        "published_at": [letter.envelope.published_us for letter in letters],
+        "refused_at": [now_us] * len(letters),
+        "date": [now.date()] * len(letters),
+        "receipt": [letter.envelope.receipt for letter in letters],
+    }
+    schema = dead_letter.BATCH
+    return pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+
+
+class Decoded(NamedTuple):
+    """The doors out."""
+
+    batches: beam.PCollection[pa.RecordBatch]
+    dead_letters: beam.PCollection[pa.RecordBatch]
+
+
+@dataclasses.dataclass(eq=False)
+class DecodeEnvelopes(beam.PTransform):
+    """Turn envelopes into batches of events.
+
+    In:      list[Envelope], as many as the reader likes to hand over at once
+    Out:     batches, schemas.event.BATCH; dead_letters, schemas.dead_letter.BATCH, payload untouched; every event
+             leaves by exactly one, an envelope that holds none as one dead letter
+    Window:  global; a batch is stamped with the oldest arrived_at in it.
+    Order:   none promised.  State: none.  Repeats: same envelope, same rows (but for the time of refusal).
+    Errors:  ValueError when built with a size <= 0; reasons: all of schemas.dead_letter.Reason
+    Source:  docs/event_model.md
+
+    Args:
+        batch_rows: events after which a batch leaves before its bundle ends; whole envelopes, so it may be more.
+        max_body_bytes: of one envelope, unpacked.
+        max_event_bytes: of one event.
+        max_events: in one envelope.
+    """
+
+    batch_rows: int = 8_192
+    max_body_bytes: int = MAX_BODY_BYTES
+    max_event_bytes: int = MAX_EVENT_BYTES
+    max_events: int = MAX_EVENTS
+
+    def __post_init__(self) -> None:
+        for name in ("batch_rows", "max_body_bytes", "max_event_bytes", "max_events"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def expand(self, envelopes: beam.PCollection[list[Envelope]]) -> "Decoded":
+        limits = Limits(self.max_body_bytes, self.max_event_bytes, self.max_events)
+        doors = envelopes | "Decode" >> beam.ParDo(_DecodeFn(self.batch_rows, limits)).with_output_types(
+            pa.RecordBatch, dead_letters=pa.RecordBatch
+        ).with_outputs("dead_letters", main="batches")
+        return Decoded(doors.batches, doors.dead_letters)
+
+
+class _DecodeFn(beam.DoFn):
+    def __init__(self, batch_rows: int, limits: Limits) -> None:
+        self._batch_rows = batch_rows
+        self._limits = limits
+
+    def start_bundle(self) -> None:
+        self._pending = Pending(self._limits)
+
+    def process(self, envelopes: list[Envelope]) -> Iterator[Any]:
+        for envelope in envelopes:
+            self._pending.add(envelope)
+            if self._pending.is_full(self._batch_rows):
+                yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from self._flush()
+
+    def _flush(self) -> Iterator[Any]:
+        batch, letters, counts, envelopes = self._pending.take(time.time_ns() // 1_000)
+        if not envelopes:
+            return
+        receipts = np.array([each.receipt for each in envelopes], np.int64)
+        held = receipts >= 0
+        if held.any():
+            LEDGER.expect(receipts[held], counts[held])  # before any of them can be settled
+        if batch.num_rows:
+            count(STAGE, "events_out", batch.num_rows)
+            yield _stamped(batch, pc.min(batch["arrived_at"].cast(pa.int64())).as_py())
+        if letters.num_rows:
+            count(STAGE, "dead_letters", letters.num_rows)
+            for each in pc.value_counts(letters["reason"]).to_pylist():
+                count(STAGE, f"rejected_{each['values']}", each["counts"])
+            # Stamped with the oldest of all the envelopes here: no later than any that a letter came from.
+            yield beam.pvalue.TaggedOutput(
+                "dead_letters", _stamped(letters, min(each.arrived_us for each in envelopes))
+            )
+
+
+def _stamped(batch: pa.RecordBatch, arrived_us: int) -> WindowedValue:
+    return WindowedValue(batch, Timestamp(micros=arrived_us), [GlobalWindow()])

@@ -1,0 +1,301 @@
+"""Tabulate: decoded events become one batch of columns, with what the envelope knows of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from millrace.schemas import wire
+from millrace.schemas.dead_letter import Rejected
+from millrace.schemas.envelope import IP, RECEIVED_AT, SOURCE_ID, USER_AGENT, Envelope
+from millrace.schemas.event import BATCH
+from millrace.transforms import clock
+from millrace.transforms.rescue import MAX_DEPTH, check_value
+
+_REST = {a: k for a, k in wire.keys(wire.Event, columns=False).items() if a not in ("properties", "traits")}
+_CONTEXT_REST = wire.keys(wire.Context, columns=False)
+_CONTEXT_TEXTS = [name for name in wire.keys(wire.Context, columns=True) if name not in wire.CONTEXT_OBJECTS]
+_OBJECTS = [
+    (name, kind, kind(), wire.keys(kind, columns=True), wire.keys(kind, columns=False))
+    for name, kind in wire.CONTEXT_OBJECTS.items()
+]
+_NAMED = ("page", "screen")
+_encode = msgspec.json.Encoder().encode
+
+_Column = Sequence[Any]
+
+
+class Rest(NamedTuple):
+    """What of an event has no column, already as JSON object text."""
+
+    context_rest: bytes | None
+    rest: bytes | None
+
+
+class Rows(NamedTuple):
+    """Events on their way into columns, row by row."""
+
+    events: Sequence[wire.Event]
+    envelopes: Sequence[Envelope]
+    envelope_of: npt.NDArray[np.int64]
+    """Which of `envelopes` each row came in."""
+    indexes: npt.NDArray[np.int32]
+    """Each row's position in its envelope."""
+    rests: Mapping[int, Rest]
+    """By row, of the events that did not come by the fast path."""
+
+
+class Tabulated(NamedTuple):
+    """A batch, and the rows in it that may not go on; these want a closer look (transforms/rescue.py)."""
+
+    batch: pa.RecordBatch
+    refused: npt.NDArray[np.bool_]
+
+
+def tabulate(rows: Rows) -> Tabulated:
+    """Return rows as a batch of schemas.event.BATCH.
+
+    Refused are rows without a user, rows whose properties or traits are no objects, and what check_value refuses in
+    the texts that msgspec took unread; never those in `rests`, which were read with care.
+    """
+    size = len(rows.events)
+    fields = _transpose(wire.Event, rows.events)
+    columns, inner = _context_columns(fields["context"], size)
+    context_rest = _rest_texts(inner, {row: rest.context_rest for row, rest in rows.rests.items()}, {})
+    envelope = _EnvelopeColumns(rows)
+    times, leftovers = _times(fields, envelope)
+    events = _event_names(fields, leftovers)
+    rest = _rest_texts(_join(_REST, fields, size), {row: rest.rest for row, rest in rows.rests.items()}, leftovers)
+    properties, traits = _texts(fields["properties"]), _texts(fields["traits"])
+    user_ids, anonymous_ids = (_not_blank(_strings(fields[name])) for name in ("user_id", "anonymous_id"))
+    user_keys = pc.coalesce(user_ids, anonymous_ids)
+    columns |= {
+        "message_id": _message_ids(fields["message_id"], rows),
+        "type": _strings(fields["type"]),
+        "event": _strings(events),
+        "user_id": user_ids,
+        "anonymous_id": anonymous_ids,
+        "user_key": user_keys,
+        "source_id": envelope.attribute(SOURCE_ID).fill_null(""),
+        "original_timestamp": clock.timestamps(times.original),
+        "sent_at": clock.timestamps(times.sent),
+        "received_at": clock.timestamps(times.received),
+        "published_at": clock.timestamps(envelope.published),
+        "occurred_at": clock.timestamps(times.occurred),
+        "clock_flag": pa.array(clock.FLAGS, pa.string()).take(pa.array(times.flags)),
+        "properties": _strings(properties),
+        "traits": _strings(traits),
+        "context_rest": _strings(context_rest),
+        "rest": _strings(rest),
+        "envelope_id": envelope.ids(),
+        "envelope_index": pa.array(rows.indexes),
+        "arrived_at": clock.timestamps(envelope.of(each.arrived_us for each in rows.envelopes)),
+        "receipt": pa.array(envelope.of(each.receipt for each in rows.envelopes)),
+    }
+    for name, attribute in (("context_ip", IP), ("context_user_agent", USER_AGENT)):
+        columns[name] = pc.coalesce(columns[name], envelope.attribute(attribute))
+    refused = user_keys.is_null().to_numpy(zero_copy_only=False).copy()
+    for texts, levels in (
+        (properties, MAX_DEPTH - 1),
+        (traits, MAX_DEPTH - 1),
+        (context_rest, MAX_DEPTH - 1),
+        (rest, MAX_DEPTH),
+    ):
+        refused[_refused(texts, levels)] = True
+    refused[list(rows.rests)] = False
+    return Tabulated(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH), refused)
+
+
+class _EnvelopeColumns:
+    """What the envelopes know, one value for each of their rows."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._envelopes = rows.envelopes
+        self._rows = rows.envelope_of
+        self._take = pa.array(rows.envelope_of)
+        self.published = self.of(each.published_us for each in rows.envelopes)
+
+    def of(self, values: Iterable[int]) -> clock.Micros:
+        each = np.fromiter(values, np.int64, len(self._envelopes))
+        return each[self._rows]
+
+    def attribute(self, name: str) -> pa.StringArray:
+        return _strings([each.attributes.get(name) for each in self._envelopes]).take(self._take)
+
+    def ids(self) -> pa.StringArray:
+        return _strings([each.envelope_id for each in self._envelopes]).take(self._take)
+
+    def received(self) -> clock.Micros:
+        texts = _strings([each.attributes.get(RECEIVED_AT) for each in self._envelopes])
+        received: clock.Micros = clock.read_times(texts)[self._rows]
+        return received
+
+
+_Leftovers = dict[int, list[bytes]]
+"""By row, members of an event that turned out not to be told by any column."""
+
+
+def _times(fields: Mapping[str, _Column], envelope: _EnvelopeColumns) -> tuple[clock.Times, _Leftovers]:
+    firsts, seconds, sents, receiveds = (
+        fields[name] for name in ("original_timestamp", "timestamp", "sent_at", "received_at")
+    )
+    originals = _strings(seconds if _is_absent(firsts) else firsts)
+    if not _is_absent(firsts):
+        originals = pc.coalesce(originals, _strings(seconds))
+    own = clock.read_times(_strings(receiveds))
+    times = clock.tell_times(originals, _strings(sents), [envelope.received(), own], envelope.published)
+    leftovers: _Leftovers = {}
+    _keep(leftovers, "originalTimestamp", firsts, times.original == clock.NO_TIME)
+    second_told = np.array([first is None for first in firsts]) & (times.original != clock.NO_TIME)
+    _keep(leftovers, "timestamp", seconds, ~second_told)
+    _keep(leftovers, "sentAt", sents, times.sent == clock.NO_TIME)
+    _keep(leftovers, "receivedAt", receiveds, own != times.received)
+    return times, leftovers
+
+
+def _keep(leftovers: _Leftovers, key: str, values: _Column, untold: npt.NDArray[np.bool_]) -> None:
+    if _is_absent(values):
+        return
+    for row in np.flatnonzero(untold).tolist():
+        if values[row] is not None:
+            leftovers.setdefault(row, []).append(b'"%b":%b' % (key.encode(), _encode(values[row])))
+
+
+class _Named(msgspec.Struct):
+    name: Any = None
+
+
+_read_named = msgspec.json.Decoder(_Named).decode
+
+
+def _event_names(fields: Mapping[str, _Column], leftovers: _Leftovers) -> _Column:
+    """Return the event's name: of a page or screen, its name. What is not taken stays in the rest."""
+    types, events, names = fields["type"], fields["event"], fields["name"]
+    paged = [row for row, kind in enumerate(types) if kind in _NAMED]
+    is_paged = np.zeros(len(types), np.bool_)
+    is_paged[paged] = True
+    _keep(leftovers, "event", events, is_paged)
+    _keep(leftovers, "name", names, ~is_paged)
+    if not paged:
+        return events
+    named = list(events)
+    for row in paged:
+        name = names[row]
+        named[row] = name if name and not name.isspace() else _name_in(fields["properties"][row]) or name
+    return named
+
+
+def _name_in(properties: msgspec.Raw | None) -> str | None:
+    try:
+        name = _read_named(properties).name if properties is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # refused, or about to be
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _message_ids(ids: _Column, rows: Rows) -> pa.StringArray:
+    column = _not_blank(_strings(ids))
+    if not column.null_count:
+        return column
+    # The same at every delivery of the envelope, so a redelivered event is known for a copy.
+    derived = [
+        f"{rows.envelopes[envelope].envelope_id}/{index}"
+        for envelope, index in zip(rows.envelope_of.tolist(), rows.indexes.tolist(), strict=True)
+    ]
+    return pc.coalesce(column, pa.array(derived))
+
+
+def _context_columns(contexts: _Column, size: int) -> tuple[dict[str, pa.Array], _Column]:
+    """Return the context_* columns, and the members of what has none."""
+    fields = _transpose(wire.Context, _filled(contexts, wire.Context()))
+    columns = {f"context_{name}": _strings(fields[name]) for name in _CONTEXT_TEXTS}
+    rests: dict[str, _Column] = {name: fields[name] for name in _CONTEXT_REST}
+    keys = dict(_CONTEXT_REST)
+    for name, kind, empty, told, untold in _OBJECTS:
+        if _is_absent(fields[name]):
+            columns |= {f"context_{name}_{attribute}": pa.nulls(size, pa.string()) for attribute in told}
+            continue
+        members = _transpose(kind, _filled(fields[name], empty))
+        columns |= {f"context_{name}_{attribute}": _strings(members[attribute]) for attribute in told}
+        inner = _join(untold, members, size)
+        if not _is_absent(inner):
+            keys[name] = name
+            rests[name] = [None if each is None else b"{%b}" % each for each in inner]
+    return columns, _join(keys, rests, size)
+
+
+def _join(keys: Mapping[str, str], fields: Mapping[str, _Column], size: int) -> _Column:
+    """Return each row's members, `"key":value` with commas between them; None where it has none."""
+    present = [(f'"{key}":'.encode(), fields[name]) for name, key in keys.items() if not _is_absent(fields[name])]
+    if not present:
+        return (None,) * size
+    if len(present) == 1:
+        prefix, column = present[0]
+        return [None if value is None else prefix + value for value in column]
+    prefixes = [prefix for prefix, _ in present]
+    return [
+        b",".join([prefix + value for prefix, value in zip(prefixes, row, strict=True) if value is not None]) or None
+        for row in zip(*(column for _, column in present), strict=True)
+    ]
+
+
+def _rest_texts(inner: _Column, objects: Mapping[int, bytes | None], leftovers: _Leftovers) -> _Column:
+    """Return object texts of members, of what an object has inside, and of leftovers."""
+    if _is_absent(inner) and not objects and not leftovers:
+        return inner
+    texts = [None if each is None else b"{%b}" % each for each in inner]
+    for row, text in objects.items():
+        texts[row] = text
+    for row, members in leftovers.items():
+        text = texts[row]
+        texts[row] = b"{%b}" % b",".join([text[1:-1], *members] if text else members)
+    return texts
+
+
+def _refused(texts: _Column, levels: int) -> list[int]:
+    """Return the rows whose text is no object, or that check_value refuses."""
+    if _is_absent(texts):
+        return []
+    refused = []
+    for row, text in enumerate(texts):
+        if text is not None:
+            try:
+                check_value(text, levels)
+            except Rejected:
+                refused.append(row)
+            else:
+                if not text.startswith(b"{"):
+                    refused.append(row)
+    return refused
+
+
+def _texts(values: _Column) -> _Column:
+    """Return the bytes of JSON values; null counts as absent."""
+    if _is_absent(values):
+        return values
+    texts = [None if value is None else bytes(value) for value in values]
+    return [None if text == b"null" else text for text in texts] if b"null" in texts else texts
+
+
+def _transpose(kind: type[msgspec.Struct], structs: Sequence[msgspec.Struct]) -> dict[str, _Column]:
+    return dict(zip(kind.__struct_fields__, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True))
+
+
+def _filled(values: _Column, empty: msgspec.Struct) -> _Column:
+    return [empty if value is None else value for value in values]
+
+
+def _is_absent(values: _Column) -> bool:
+    return values.count(None) == len(values)
+
+
+def _strings(values: _Column) -> pa.StringArray:
+    return pa.nulls(len(values), pa.string()) if _is_absent(values) else pa.array(values, pa.string())
+
+
+def _not_blank(texts: pa.StringArray) -> pa.StringArray:
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
