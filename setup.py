@@ -43,6 +43,7 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.9",
+            "setuptools>=75",  # Beam builds the source distribution for its workers without isolation
         ],
     },
     entry_points={"console_scripts": ["millrace = millrace.cli:main"]},
