@@ -1,0 +1,304 @@
+"""Traffic: what the broker got is what the counts say, through refusals, silence and restarts."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from datetime import datetime
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from google.pubsub_v1.types import PublishRequest
+
+from millrace.local import traffic
+from millrace.local.publish import Counts, Publisher, PublishError, Request
+from millrace.local.shop import Expected, Habits, Sent, Shop
+from millrace.local.templates import PreparedRequests
+from millrace.local.traffic import PreparedSource, ShopRequests, Traffic
+from millrace.schemas import envelope
+
+TOPIC = "projects/local/topics/events"
+_PublishRequest: Any = type(PublishRequest.pb(PublishRequest()))
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        time.sleep(0.01)
+
+
+class Broker:
+    """A Publisher service that records all requests, and answers by script, then by OK.
+
+    A step of the script: a status code to answer with, or None to keep the request and never answer.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.calls = 0
+        self.script: list[grpc.StatusCode | None] = []
+        self.port = 0
+        self._silence = threading.Event()
+        self._lock = threading.Lock()
+        self._server: grpc.Server | None = None
+
+    def start(self) -> None:
+        self._silence.clear()
+        self._server = grpc.server(futures.ThreadPoolExecutor(8))
+        handler = grpc.unary_unary_rpc_method_handler(self._publish)
+        service = grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", {"Publish": handler})
+        self._server.add_generic_rpc_handlers((service,))
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._silence.set()
+            self._server.stop(None).wait()
+            self._server = None
+
+    def _publish(self, serialised: bytes, context: grpc.ServicerContext) -> bytes:
+        with self._lock:
+            self.calls += 1
+            step = self.script.pop(0) if self.script else grpc.StatusCode.OK
+            if step in {None, grpc.StatusCode.OK}:
+                self.bodies += [message.data for message in _PublishRequest.FromString(serialised).messages]
+        if step is None:
+            self._silence.wait()
+        elif step is not grpc.StatusCode.OK:
+            context.abort(step, "as scripted")
+        return b""
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    made = Broker()
+    made.start()
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"127.0.0.1:{made.port}")
+    yield made
+    made.stop()
+
+
+class Recorded(Iterator[Sent]):
+    """A shop that remembers what it handed out."""
+
+    def __init__(self) -> None:
+        self.shop = Shop(3, users=50)
+        self.by_body: dict[bytes, Sent] = {}
+
+    def __next__(self) -> Sent:
+        # An empty body occurs more than once; these tests look bodies up.
+        sent = next(sent for sent in self.shop if sent.body not in self.by_body)
+        self.by_body[sent.body] = sent
+        return sent
+
+
+def total(shop: Recorded, bodies: list[bytes]) -> Expected:
+    expected = Expected()
+    for body in bodies:
+        expected.add(shop.by_body[body])
+    return expected
+
+
+def shop_traffic(shop: Recorded, rate: float, **more: Any) -> Traffic:
+    return Traffic(ShopRequests(shop, TOPIC), TOPIC, rate, remember=True, **more)
+
+
+def test_what_is_acknowledged_is_what_the_broker_holds(broker: Broker) -> None:
+    shop = Recorded()
+    running = shop_traffic(shop, 3_000).start()
+    until(lambda: running.counts().events > 2_000)
+    counts = running.stop()
+    held = total(shop, broker.bodies)
+    assert running.acknowledged == held
+    assert (counts.events, counts.messages) == (held.records, len(broker.bodies))
+    assert (counts.maybe_events, counts.unsent_events, counts.retries) == (0, 0, 0)
+    assert running.maybe == Expected()
+
+
+def test_an_answer_of_unavailable_is_retried_and_may_have_arrived(broker: Broker) -> None:
+    broker.script = [grpc.StatusCode.UNAVAILABLE] * 3
+    shop = Recorded()
+    running = shop_traffic(shop, 500, in_flight=1).start()
+    until(lambda: running.counts().events > 200)
+    counts = running.stop()
+    assert running.acknowledged == total(shop, broker.bodies)
+    assert counts.retries == 3
+    assert counts.maybe_events > 0
+    assert running.maybe.message_ids <= running.acknowledged.message_ids
+
+
+def test_silence_is_counted_as_maybe_and_sent_again(broker: Broker) -> None:
+    broker.script = [None]
+    publisher = Publisher(TOPIC, in_flight=1, deadline_s=0.3)
+    request = PublishRequest.pb(PublishRequest(topic=TOPIC))
+    request.messages.add(data=b"once more")
+    payload = request.SerializeToString()
+    assert publisher.submit(Request(payload, messages=1, events=7))
+    until(lambda: publisher.counts().events == 7)
+    assert publisher.close() == Counts(messages=1, events=7, bytes=len(payload), maybe_events=7, retries=1)
+    assert broker.bodies == [b"once more", b"once more"]
+
+
+def test_traffic_outlives_the_broker_and_loses_nothing(broker: Broker) -> None:
+    shop = Recorded()
+    running = shop_traffic(shop, 1_000).start()
+    until(lambda: running.counts().events > 300)
+    broker.stop()
+    before = running.counts()
+    until(lambda: running.counts().retries >= before.retries + 4)
+    broker.start()
+    until(lambda: running.counts().events > before.events + 300)
+    counts = running.stop()
+    held = Counter(broker.bodies)
+    assert running.acknowledged.message_ids <= total(shop, list(held)).message_ids
+    assert counts.events <= sum(shop.by_body[body].events * times for body, times in held.items())
+    assert counts.events + counts.maybe_events >= sum(shop.by_body[body].events * n for body, n in held.items())
+    assert counts.unsent_events == 0
+
+
+def test_no_connection_is_certainly_nothing_sent(broker: Broker) -> None:
+    broker.stop()
+    publisher = Publisher(TOPIC, in_flight=1)
+    publisher.submit(Request(b"", messages=1, events=5))
+    until(lambda: publisher.counts().retries >= 2)
+    counts = publisher.close(grace_s=0.1)
+    assert (counts.events, counts.maybe_events, counts.unsent_events) == (0, 0, 5)
+
+
+def test_giving_up_on_a_silent_broker_is_prompt_and_says_maybe(broker: Broker) -> None:
+    broker.script = [None]
+    publisher = Publisher(TOPIC, in_flight=1, deadline_s=60)
+    publisher.submit(Request(b"", messages=1, events=5))
+    until(lambda: broker.calls == 1)
+    began_s = time.monotonic()
+    assert publisher.close(grace_s=0.2) == Counts(maybe_events=5, unsent_events=5, retries=1)
+    assert time.monotonic() - began_s < 10
+
+
+def test_a_refusal_for_good_ends_the_traffic(broker: Broker) -> None:
+    broker.script = [grpc.StatusCode.NOT_FOUND]
+    running = shop_traffic(Recorded(), 1_000, in_flight=1).start()
+    assert running.wait(20)
+    with pytest.raises(PublishError, match=r"^projects/local/topics/events: NOT_FOUND: as scripted$"):
+        running.stop()
+    assert broker.bodies == []
+
+
+def test_the_command_says_what_the_broker_refuses(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    broker.script = [grpc.StatusCode.NOT_FOUND] * 9
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert traffic.main(["--topic", TOPIC, "--rate", "100"]) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "traffic: projects/local/topics/events: NOT_FOUND: as scripted\n"
+
+
+def test_a_stall_is_not_made_up_for_by_a_burst(broker: Broker) -> None:
+    made: list[tuple[float, int]] = []
+
+    class Noted(ShopRequests):
+        def take(self, events: int) -> Request:
+            request = super().take(events)
+            made.append((time.monotonic(), request.events))
+            return request
+
+    broker.script = [None]
+    running = Traffic(Noted(Recorded(), TOPIC), TOPIC, 1_000, in_flight=1, deadline_s=3.0).start()
+    until(lambda: running.counts().retries == 1)
+    silent_until_s = time.monotonic()
+    until(lambda: made[-1][0] > silent_until_s + 1)
+    running.stop()
+    # 1,000 a second, and at most the second that is forgiven; the three of silence are gone.
+    assert sum(events for at_s, events in made if silent_until_s < at_s < silent_until_s + 1) < 2_600
+
+
+def test_the_rate_is_kept(broker: Broker) -> None:
+    running = shop_traffic(Recorded(), 800, seconds=2).start()
+    assert running.wait(30)
+    assert running.stop().events == pytest.approx(1_600, rel=0.15)
+    assert len(broker.bodies) > 100
+
+
+def test_a_negative_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="rate must be 0 or more, got -1"):
+        Traffic(ShopRequests(Shop(), TOPIC), TOPIC, -1)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_as_a_process_it_prints_its_counts_and_ends_cleanly(broker: Broker, ending: signal.Signals) -> None:
+    command = [sys.executable, "-m", "millrace.local.traffic", "--topic", TOPIC, "--rate", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(ending)
+        last = json.loads(process.stdout.readlines()[-1])
+        assert process.wait(30) == 0
+    assert (first["done"], last["done"]) == (False, True)
+    assert last["messages"] == len(broker.bodies)
+    assert last["events"] >= last["messages"]
+    assert (last["maybe_events"], last["unsent_events"], last["retries"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("events_a_message", "messages"), [(1, 40), (7, 10)])
+def test_prepared_events_are_new_each_time(events_a_message: int, messages: int) -> None:
+    prepared = PreparedRequests(TOPIC, events_a_message, messages, users=30)
+    now_s = 1_764_158_400.5
+    ids: list[str] = []
+    users: set[str] = set()
+    for number in range(10):
+        request = prepared.take(now_s + number)
+        read = _PublishRequest.FromString(request.payload)
+        assert (read.topic, len(read.messages), request.events) == (TOPIC, messages, messages * events_a_message)
+        for message in read.messages:
+            received = datetime.fromisoformat(message.attributes[envelope.RECEIVED_AT])
+            assert received.timestamp() == now_s + number
+            whole = msgspec.json.decode(message.data)
+            events = [whole] if events_a_message == 1 else whole["batch"]
+            assert len(events) == events_a_message
+            for event in events:
+                original = event["originalTimestamp"] if "originalTimestamp" in event else event["timestamp"]
+                lag = datetime.fromisoformat(event["sentAt"]) - datetime.fromisoformat(original)
+                assert 0 <= lag.total_seconds() < 2
+                assert (received - datetime.fromisoformat(event["sentAt"])).total_seconds() == pytest.approx(0.03)
+                ids.append(event["messageId"])
+                users.add(event.get("userId") or event["anonymousId"])
+    assert len(set(ids)) == len(ids) == 10 * messages * events_a_message
+    assert all(uuid.UUID(message_id).version == 4 for message_id in ids)
+    assert len(users) > 10
+
+
+def test_prepared_traffic_counts_as_the_broker_does(broker: Broker) -> None:
+    source = PreparedSource(PreparedRequests(TOPIC, events_a_message=20, messages=5))
+    running = Traffic(source, TOPIC, 5_000).start()
+    until(lambda: running.counts().events >= 2_000)
+    counts = running.stop()
+    assert counts.events == 20 * len(broker.bodies) == 20 * counts.messages
+
+
+@pytest.mark.parametrize(("events_a_message", "messages"), [(0, 1), (1, 0), (1, 1_001)])
+def test_prepared_requests_have_a_size_that_the_broker_takes(events_a_message: int, messages: int) -> None:
+    with pytest.raises(ValueError, match="need 1 event and 1 to 1,000 messages"):
+        PreparedRequests(TOPIC, events_a_message, messages)
+
+
+def test_a_request_stays_within_what_the_broker_takes() -> None:
+    shop = Shop(1, users=50, habits=Habits(broken=0))
+    request = ShopRequests(itertools.cycle([next(shop)]), TOPIC).take(1_000_000)
+    assert request.messages == 500
+    big = next(shop)._replace(body=b"x" * 3_000_000)
+    request = ShopRequests(itertools.cycle([big]), TOPIC).take(1_000_000)
+    assert (request.messages, len(request.payload) < 10_000_000) == (2, True)
