@@ -9,6 +9,11 @@ COMMANDS = {
     "local": ("millrace.local.run", "run the main job on this machine, with sample traffic"),
     "events": ("millrace.pipelines.events", "the job itself: Pub/Sub in, per-user order, archive out"),
     "broker": ("millrace.broker.server", "the embedded Pub/Sub"),
+    "doctor": (
+        "millrace.local.doctor",
+        "what the main job would lack on this machine, and what to do about it",
+    ),
+    "compact": ("millrace.sinks.compact", "merge the small files of a table, and clear what nobody needs"),
 }
 
 

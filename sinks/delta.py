@@ -101,7 +101,8 @@ class Table:
                 in is then unknown.
         """
         read = self.delta.version()
-        totals = self._totals() + Counter(counts)
+        totals = self._totals()
+        totals.update(counts)
         entry = {"counts": dict(counts), "totals": dict(totals), **(metadata or {})}
         self.delta.create_write_transaction(
             list(actions),

@@ -35,6 +35,8 @@ _JSON_API = ("/storage/", "/upload/", "/download/", "/batch/", "/b/", "/wipe")
 
 class _Handler(RequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet a reply, at once: small ones would wait for the client's delayed acknowledgement
+    disable_nagle_algorithm = True
 
     def __init__(self, shared: "_Shared", *args: Any) -> None:
         self.shared = shared
