@@ -144,7 +144,7 @@ def _check(path: Path) -> None:
 def _url() -> str | None:
     try:
         tag = f"v{BEAM_VERSION}"
-        server = PrismJobServer(PipelineOptions([]))  # type: ignore[no-untyped-call]
+        server = PrismJobServer(PipelineOptions([]))
         return str(server.construct_download_url(tag, platform.system(), platform.machine()))
     except ValueError:  # Beam releases no Prism for this system
         return None
