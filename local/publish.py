@@ -71,8 +71,8 @@ class Publisher:
         topic: str,
         in_flight: int = 4,
         deadline_s: float = 15.0,
-        on_acknowledged: Callable[[Request], None] | None = None,
-        on_maybe: Callable[[Request], None] | None = None,
+        on_acknowledged: Callable[[Request, bytes], None] | None = None,
+        on_maybe: Callable[[Request, bytes], None] | None = None,
     ) -> None:
         """Connect, lazily.
 
@@ -80,8 +80,9 @@ class Publisher:
             topic: `projects/P/topics/T`.
             in_flight: requests under way at once, and as many again waiting; more use more memory.
             deadline_s: how long the broker has for an answer, before the request is sent again.
-            on_acknowledged: called once for every acknowledged request, from the sending threads, one at a time.
-            on_maybe: the same, for every attempt that ended without an answer.
+            on_acknowledged: called once for every acknowledged request, with the broker's serialised PublishResponse,
+                from the sending threads, one at a time.
+            on_maybe: the same, for every attempt that ended without an answer; with no bytes.
         """
         self._topic = topic
         self._deadline_s = deadline_s
@@ -145,9 +146,9 @@ class Publisher:
     def _send(self, request: Request) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._giving_up.is_set() and self._refusal is None:
-            error = self._attempt(request)
+            answer, error = self._attempt(request)
             if error is None:
-                self._settle(request)
+                self._settle(request, answer)
                 return
             if error.code() not in _RETRIED:
                 self._refusal = PublishError(f"{self._topic}: {error.code().name}: {error.details()}")
@@ -157,23 +158,24 @@ class Publisher:
             with self._lock:
                 self._add(retries=1, maybe_events=request.events if maybe else 0)
                 if maybe and self._on_maybe is not None:
-                    self._on_maybe(request)
+                    self._on_maybe(request, b"")
             self._giving_up.wait(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
         with self._lock:
             self._add(unsent_events=request.events)
 
-    def _attempt(self, request: Request) -> Any:
-        """Send once, and return None or the RpcError; a cancelled call is its own error."""
+    def _attempt(self, request: Request) -> tuple[bytes, Any]:
+        """Send once, and return the serialised answer, or the RpcError; a cancelled call is its own error."""
         call = self._call.future(request.payload, timeout=self._deadline_s, metadata=self._metadata)
         with self._lock:
             self._calls.add(call)
         if self._giving_up.is_set():
             call.cancel()
         try:
-            return call.exception()
+            error = call.exception()
+            return (b"", error) if error is not None else (call.result(), None)
         except grpc.FutureCancelledError:
-            return call
+            return b"", call
         finally:
             with self._lock:
                 self._calls.discard(call)
@@ -185,11 +187,11 @@ class Publisher:
         for call in calls:
             call.cancel()
 
-    def _settle(self, request: Request) -> None:
+    def _settle(self, request: Request, answer: bytes) -> None:
         with self._lock:
             self._add(messages=request.messages, events=request.events, bytes=len(request.payload))
             if self._on_acknowledged is not None:
-                self._on_acknowledged(request)
+                self._on_acknowledged(request, answer)
 
     def _add(self, **more: int) -> None:
         changed = {name: getattr(self._counts, name) + count for name, count in more.items()}

@@ -91,6 +91,7 @@ class Traffic:
         in_flight: int = 4,
         deadline_s: float = 15.0,
         remember: bool = False,
+        on_acknowledged: Callable[[Request, bytes], None] | None = None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -102,6 +103,8 @@ class Traffic:
             in_flight: requests under way at once.
             deadline_s: how long the broker has for an answer, before a request is sent again.
             remember: add up `acknowledged` and `maybe`.
+            on_acknowledged: called with each acknowledged request and the broker's serialised answer, from the sending
+                threads, one at a time; `acknowledged` is not added up then.
 
         Raises:
             ValueError: a negative rate.
@@ -117,7 +120,7 @@ class Traffic:
             topic,
             in_flight,
             deadline_s,
-            on_acknowledged=_adder(self.acknowledged) if remember else None,
+            on_acknowledged=on_acknowledged or (_adder(self.acknowledged) if remember else None),
             on_maybe=_adder(self.maybe) if remember else None,
         )
         self._stopping = threading.Event()
@@ -187,8 +190,8 @@ class Traffic:
                     return  # it never left; nobody counts on it
 
 
-def _adder(expected: Expected) -> Callable[[Request], None]:
-    def add(request: Request) -> None:
+def _adder(expected: Expected) -> Callable[[Request, bytes], None]:
+    def add(request: Request, _answer: bytes) -> None:
         for sent in request.tag or ():
             expected.add(sent)
 

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
-from google.pubsub_v1.types import PublishRequest
+from google.pubsub_v1.types import PublishRequest, PublishResponse
 
 from millrace.local import traffic
 from millrace.local.publish import Counts, Publisher, PublishError, Request
@@ -29,6 +29,7 @@ from millrace.schemas import envelope
 
 TOPIC = "projects/local/topics/events"
 _PublishRequest: Any = type(PublishRequest.pb(PublishRequest()))
+_PublishResponse: Any = type(PublishResponse.pb(PublishResponse()))
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
@@ -73,12 +74,15 @@ class Broker:
             self.calls += 1
             step = self.script.pop(0) if self.script else grpc.StatusCode.OK
             if step in {None, grpc.StatusCode.OK}:
-                self.bodies += [message.data for message in _PublishRequest.FromString(serialised).messages]
+                messages = _PublishRequest.FromString(serialised).messages
+                ids = [str(len(self.bodies) + number) for number in range(len(messages))]
+                self.bodies += [message.data for message in messages]
         if step is None:
             self._silence.wait()
         elif step is not grpc.StatusCode.OK:
             context.abort(step, "as scripted")
-        return b""
+        answer: bytes = _PublishResponse(message_ids=ids).SerializeToString()
+        return answer
 
 
 @pytest.fixture
@@ -125,6 +129,20 @@ def test_what_is_acknowledged_is_what_the_broker_holds(broker: Broker) -> None:
     assert (counts.events, counts.messages) == (held.records, len(broker.bodies))
     assert (counts.maybe_events, counts.unsent_events, counts.retries) == (0, 0, 0)
     assert running.maybe == Expected()
+
+
+def test_the_brokers_answer_comes_with_what_it_answers(broker: Broker) -> None:
+    answered: list[tuple[int, bytes]] = []
+    source = ShopRequests(Recorded(), TOPIC)
+    running = Traffic(
+        source, TOPIC, 1_000, on_acknowledged=lambda request, answer: answered.append((len(request.tag), answer))
+    )
+    running.start()
+    until(lambda: running.counts().events > 200)
+    counts = running.stop()
+    assert sum(bodies for bodies, _ in answered) == counts.messages == len(broker.bodies)
+    for bodies, answer in answered:
+        assert len(_PublishResponse.FromString(answer).message_ids) == bodies
 
 
 def test_an_answer_of_unavailable_is_retried_and_may_have_arrived(broker: Broker) -> None:
