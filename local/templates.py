@@ -1,9 +1,11 @@
-"""Prepared requests: the shop's events serialised once, then only ids and times are new in each request.
+"""Templates: the shop's events serialised once; afterwards only ids and times are new.
 
 For benchmarks: the publisher must not be what limits them, nor take the cores from what is measured.
 """
 
+import itertools
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,16 +25,46 @@ _TAIL = 12  # hex digits of a UUID that are a counter here
 _STAMP = len("2026-01-01T00:00:00.000Z")
 _AGES_MS = np.arange(0, 2_000, 50)  # how long before its request an event occurred; few, so that stamps are shared
 # Markers: as long as what takes their place, and nothing else looks like them.
-_TAIL_MARK, _OCCURRED_MARK, _SENT_MARK, _RECEIVED_MARK = (
+_TAIL_MARK, _OCCURRED_MARK, _SENT_MARK, RECEIVED_MARK = (
     b"\x7fid........\x7f",
     *(b"\x7f%s%s\x7f" % (name, b"." * (_STAMP - 2 - len(name))) for name in (b"occurred", b"sent", b"received")),
 )
 
-_Offsets = npt.NDArray[np.int64]
+
+class Template:
+    """Serialised events whose ids and times are written anew each time; the bytes stay as long as they are."""
+
+    def __init__(self, serialised: bytes, rng: np.random.Generator) -> None:
+        """Find the marks of `marked_events` (and RECEIVED_MARK) in bytes that hold them in whatever format."""
+        self._buffer = np.frombuffer(bytearray(serialised), np.uint8)
+        self._tails = _places(serialised, _TAIL_MARK)
+        self._occurred = _places(serialised, _OCCURRED_MARK)
+        self._ages = rng.integers(0, len(_AGES_MS), len(self._occurred))
+        self._stamps = _places(serialised, _SENT_MARK), _places(serialised, RECEIVED_MARK)
+
+    def filled(self, first: int, now_ms: int) -> bytes:
+        """Return the bytes with ids counted from `first`, of events that occurred in the 2 s up to `now_ms`."""
+        numbers = np.arange(first, first + len(self._tails), dtype=np.int64)
+        digits = numbers[:, None] >> np.arange(4 * (_TAIL - 1), -1, -4, dtype=np.int64) & 15
+        self._buffer[self._tails] = _HEX[digits]
+        sent_ms = now_ms - 30  # what the network took
+        ages = np.frombuffer("".join(iso(sent_ms - int(age)) for age in _AGES_MS).encode(), np.uint8)
+        self._buffer[self._occurred] = ages.reshape(-1, _STAMP)[self._ages]
+        for places, ms in zip(self._stamps, (sent_ms, now_ms), strict=True):
+            self._buffer[places] = np.frombuffer(iso(ms).encode(), np.uint8)
+        return self._buffer.tobytes()
+
+
+def marked_events(seed: int, users: int) -> Iterator[bytes]:
+    """Yield events of a shop where nothing goes wrong, each as JSON with marks for a `Template`."""
+    shop = Shop(seed, users, habits=_NOTHING_WRONG)
+    for sent in shop:
+        for event in read_body(sent.body, sent.attributes):
+            yield _marked(event)
 
 
 class PreparedRequests:
-    """Endless requests of the same size, of sane events without duplicates, each event new by id and time."""
+    """Endless publish requests of one size, of sane events without duplicates, each event new by id and time."""
 
     def __init__(self, topic: str, events_a_message: int, messages: int, users: int = 2_000, seed: int = 0) -> None:
         """Serialise four requests' worth of events (some 0.1 s for every 3,000).
@@ -53,65 +85,42 @@ class PreparedRequests:
         """Of one request."""
         self._messages = messages
         rng = np.random.default_rng(seed)
-        shop = Shop(seed, users, habits=_NOTHING_WRONG)
-        self._blocks = [_Block(topic, shop, events_a_message, messages, rng) for _ in range(4)]
+        events = marked_events(seed, users)
+        serialised = [_request(topic, events, events_a_message, messages) for _ in range(4)]
+        self._templates = [Template(request, rng) for request in serialised]
         self._made = 0
 
     def take(self, now_s: float) -> Request:
         """Return the next request, of events that occurred up to `now_s`, seconds since the epoch."""
-        block = self._blocks[(self._made // self.events) % len(self._blocks)]
-        payload = block.patched(self._made, int(now_s * 1_000))
+        template = self._templates[(self._made // self.events) % len(self._templates)]
+        payload = template.filled(self._made, int(now_s * 1_000))
         self._made += self.events
         return Request(payload, self._messages, self.events)
 
 
-class _Block:
-    """One serialised request, and where its ids and times are."""
-
-    def __init__(self, topic: str, shop: Shop, events_a_message: int, messages: int, rng: np.random.Generator) -> None:
-        request = PublishRequest.pb(PublishRequest(topic=topic))
-        events: list[bytes] = []
-        for _ in range(messages):
-            while len(events) < events_a_message:
-                sent = next(shop)
-                events += [_template(event) for event in read_body(sent.body, sent.attributes)]
-            taken, events = events[:events_a_message], events[events_a_message:]
-            body = taken[0] if events_a_message == 1 else b'{"batch":[' + b",".join(taken) + b"]}"
-            attributes = {envelope.SOURCE_ID: "bench", envelope.RECEIVED_AT: _RECEIVED_MARK.decode()}
-            request.messages.add(data=body, attributes=attributes)
-        serialised = request.SerializeToString()
-        self._buffer = np.frombuffer(bytearray(serialised), np.uint8)
-        self._tails = _places(serialised, _TAIL_MARK)
-        self._occurred = _places(serialised, _OCCURRED_MARK)
-        self._ages = rng.integers(0, len(_AGES_MS), len(self._occurred))
-        self._stamps = _places(serialised, _SENT_MARK), _places(serialised, _RECEIVED_MARK)
-
-    def patched(self, first: int, now_ms: int) -> bytes:
-        """Return the request with ids counted from `first`, received at `now_ms`."""
-        numbers = np.arange(first, first + len(self._tails), dtype=np.int64)
-        digits = numbers[:, None] >> np.arange(4 * (_TAIL - 1), -1, -4, dtype=np.int64) & 15
-        self._buffer[self._tails] = _HEX[digits]
-        sent_ms = now_ms - 30  # what the network took
-        ages = np.frombuffer("".join(iso(sent_ms - int(age)) for age in _AGES_MS).encode(), np.uint8)
-        self._buffer[self._occurred] = ages.reshape(-1, _STAMP)[self._ages]
-        for places, ms in zip(self._stamps, (sent_ms, now_ms), strict=True):
-            self._buffer[places] = np.frombuffer(iso(ms).encode(), np.uint8)
-        return self._buffer.tobytes()
+def _request(topic: str, events: Iterator[bytes], events_a_message: int, messages: int) -> bytes:
+    request = PublishRequest.pb(PublishRequest(topic=topic))
+    for _ in range(messages):
+        taken = list(itertools.islice(events, events_a_message))
+        body = taken[0] if events_a_message == 1 else b'{"batch":[' + b",".join(taken) + b"]}"
+        attributes = {envelope.SOURCE_ID: "bench", envelope.RECEIVED_AT: RECEIVED_MARK.decode()}
+        request.messages.add(data=body, attributes=attributes)
+    serialised: bytes = request.SerializeToString()
+    return serialised
 
 
-def _template(event: dict[str, Any]) -> bytes:
+def _marked(event: dict[str, Any]) -> bytes:
     head = str(uuid.uuid4())[:-_TAIL]  # new in each run: a seed must not give a second run the ids of the first
     original = "originalTimestamp" if "originalTimestamp" in event else "timestamp"
-    marked = {**event, "messageId": head + "@", original: "<", "sentAt": ">"}
-    text = msgspec.json.encode(marked)
-    for place, mark in ((b'@"', _TAIL_MARK), (b'"<"', _OCCURRED_MARK), (b'">"', _SENT_MARK)):
-        filled = mark + b'"' if place == b'@"' else b'"' + mark + b'"'
-        text = text.replace(place, filled)
+    text = msgspec.json.encode({**event, "messageId": f"{head}<id>", original: "<occurred>", "sentAt": "<sent>"})
+    marks = ((b"<id>", _TAIL_MARK), (b"<occurred>", _OCCURRED_MARK), (b"<sent>", _SENT_MARK))
+    for name, mark in marks:  # JSON would escape the marks themselves
+        text = text.replace(name, mark)
     return text
 
 
-def _places(serialised: bytes, mark: bytes) -> _Offsets:
-    """Return where a marker's bytes stand, one row for each of its occurrences."""
+def _places(serialised: bytes, mark: bytes) -> npt.NDArray[np.int64]:
+    """Return where a mark's bytes stand, one row for each of its occurrences."""
     starts, at = [], serialised.find(mark)
     while at >= 0:
         starts.append(at)

@@ -1,0 +1,1 @@
+"""The peers do the job that the table says they do."""
