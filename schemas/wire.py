@@ -157,11 +157,14 @@ CONTEXT_OBJECTS: dict[str, type[msgspec.Struct]] = {
     "app": App,
 }
 
-NUMBERS_AS_TEXT = frozenset(
-    {"userId", "anonymousId", "messageId", "originalTimestamp", "timestamp", "sentAt", "receivedAt"}
-    | {"library.version", "device.id", "device.model", "os.version", "app.version", "app.build"}
-)
-"""Fields whose numbers are taken as their text: SDKs and hand-written senders put numeric ids, versions and epochs there."""
+NUMBERS_AS_TEXT: dict[str, tuple[str, ...]] = {
+    "": ("userId", "anonymousId", "messageId", "originalTimestamp", "timestamp", "sentAt", "receivedAt"),
+    "context.library": ("version",),
+    "context.device": ("id", "model"),
+    "context.os": ("version",),
+    "context.app": ("version", "build"),
+}
+"""Where a number is taken as its text, by object: SDKs and hand-written senders put numeric ids, versions and epochs."""
 
 
 def keys(kind: type[msgspec.Struct], *, columns: bool) -> dict[str, str]:

@@ -120,9 +120,9 @@ def is_plausible(received: Micros, published: Micros) -> npt.NDArray[np.bool_]:
 def timestamps(times: Micros) -> pa.TimestampArray:
     """Return `times` as an Arrow column, null where there is NO_TIME."""
     absent = times == NO_TIME
-    return pa.array(times, mask=absent if absent.any() else None).cast(_TIMESTAMP)
+    return pa.array(times, mask=absent if absent.any() else None).view(_TIMESTAMP)
 
 
 def _numbers(times: pa.TimestampArray) -> Micros:
-    numbers: Micros = times.cast(pa.int64()).fill_null(NO_TIME).to_numpy()
+    numbers: Micros = times.view(pa.int64()).fill_null(NO_TIME).to_numpy()
     return numbers

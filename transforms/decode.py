@@ -38,7 +38,10 @@ _BATCH_BYTES = 32 * 1024 * 1024
 """Bytes of events after which a batch leaves: a few events of a megabyte weigh as much as thousands of others."""
 _BATCH_KEY_WITHIN = 256
 """Where `"batch"` must begin for a body to be tried as a batch at once; later, and it is read with more care."""
+_CHUNK_ROWS = 2_048
+"""Events decoded before their columns are built: what waits as objects should fit the processor's cache."""
 _NO_EVENTS = pa.RecordBatch.from_pylist([], schema=BATCH)
+_NO_LETTERS = pa.RecordBatch.from_pylist([], schema=dead_letter.BATCH)
 
 _read_event = msgspec.json.Decoder(wire.Event).decode
 _read_lines = msgspec.json.Decoder(wire.Event).decode_lines
@@ -94,37 +97,50 @@ def decode_envelopes(envelopes: Iterable[Envelope], now_us: int, limits: Limits 
 
 
 class Pending:
-    """Envelopes that were read, whose columns are not built yet."""
+    """Envelopes that were read and not yet handed on."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._clear()
 
     def _clear(self) -> None:
-        self.bytes = 0
-        self.events: list[wire.Event] = []
+        self._bytes = 0
         self._envelopes: list[Envelope] = []
-        self._counts: list[int] = []
+        self._letters: list[Letter] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._counts: list[int] = []  # events of each envelope
+        self._rows = 0
+        self._forget_chunk()
+
+    def _forget_chunk(self) -> None:
+        self._chunk_start = len(self._counts)
+        self._events: list[wire.Event] = []
         self._indexes: list[int] = []
         self._rests: dict[int, Rest] = {}
-        self._letters: list[Letter] = []
+
+    def is_full(self, batch_rows: int) -> bool:
+        """Say whether there is enough for a batch, in records or in bytes."""
+        records = self._rows + len(self._events) + len(self._letters)
+        return records >= batch_rows or self._bytes >= _BATCH_BYTES
 
     def add(self, envelope: Envelope, *, carefully: bool = False) -> None:
         """Read one envelope: all of it at once where it is clean, else event by event."""
-        before = len(self.events)
+        before = len(self._events)
         try:
             text = unpack_body(envelope.body, envelope.attributes, self._limits.body_bytes)
-            self.bytes += len(text)
+            self._bytes += len(text)
             events = None if carefully else _read_clean(text, self._limits)
             if events is None:
                 self._add_each(envelope, text)
             else:
-                self.events += events
+                self._events += events
                 self._indexes += range(len(events))
         except Rejected as rejected:
             self._refuse(envelope, -1, envelope.body, rejected)
         self._envelopes.append(envelope)
-        self._counts.append(len(self.events) - before)
+        self._counts.append(len(self._events) - before)
+        if len(self._events) >= _CHUNK_ROWS:
+            self._tabulate()
 
     def _add_each(self, envelope: Envelope, text: bytes) -> None:
         payloads, defaults = split_events(text)
@@ -138,46 +154,50 @@ class Pending:
             except Rejected as rejected:
                 self._refuse(envelope, index, payload, rejected)
             else:
-                self._rests[len(self.events)] = Rest(context_rest, rest)
-                self.events.append(event)
+                self._rests[len(self._events)] = Rest(context_rest, rest)
+                self._events.append(event)
                 self._indexes.append(index)
 
     def _refuse(self, envelope: Envelope, index: int, payload: bytes, rejected: Rejected) -> None:
         letter = Letter(len(self._envelopes), envelope, index, payload, rejected.reason, rejected.message)
         self._letters.append(letter)
 
-    def is_full(self, batch_rows: int) -> bool:
-        """Say whether there is enough for a batch, in records or in bytes."""
-        return len(self.events) + len(self._letters) >= batch_rows or self.bytes >= _BATCH_BYTES
-
     def take(self, now_us: int) -> Decoding:
         """Return what the envelopes so far became, and forget them."""
-        envelopes = self._envelopes
-        batch, event_counts, letters = self._tabulate()
-        counts = np.array(event_counts, np.int64)
-        np.add.at(counts, [letter.number for letter in letters], 1)
+        self._tabulate()
+        batch = pa.concat_batches(self._batches) if self._batches else _NO_EVENTS
+        counts = np.array(self._counts, np.int64)
+        np.add.at(counts, [letter.number for letter in self._letters], 1)
+        decoding = Decoding(batch, _letters(self._letters, now_us), counts, self._envelopes)
         self._clear()
-        return Decoding(batch, _letters(letters, now_us), counts, envelopes)
+        return decoding
 
-    def _tabulate(self) -> tuple[pa.RecordBatch, list[int], list[Letter]]:
-        """Build the columns, and read again with care the envelopes in which that shows something wrong."""
-        counts, letters = list(self._counts), list(self._letters)
-        if not self.events:
-            return _NO_EVENTS, counts, letters
-        envelope_of = np.repeat(np.arange(len(counts)), counts)
-        indexes = np.array(self._indexes, np.int32)
-        batch, refused = tabulate(Rows(self.events, self._envelopes, envelope_of, indexes, self._rests))
-        if not refused.any():
-            return batch, counts, letters
-        again, numbers = Pending(self._limits), np.unique(envelope_of[refused]).tolist()
+    def _tabulate(self) -> None:
+        """Build columns of the events in hand; read again with care the envelopes in which these show a fault."""
+        start = self._chunk_start
+        if self._events:
+            envelopes, counts = self._envelopes[start:], self._counts[start:]
+            envelope_of = np.repeat(np.arange(len(counts)), counts)
+            indexes = np.array(self._indexes, np.int32)
+            batch, refused = tabulate(Rows(self._events, envelopes, envelope_of, indexes, self._rests))
+            faulty = np.unique(envelope_of[refused])
+            if faulty.size:
+                batch = batch.filter(pa.array(~np.isin(envelope_of, faulty)))
+                self._add_again((faulty + start).tolist())
+            self._batches.append(batch)
+            self._rows += batch.num_rows
+        self._forget_chunk()
+
+    def _add_again(self, numbers: Sequence[int]) -> None:
+        again = Pending(self._limits)
         for number in numbers:
             again.add(self._envelopes[number], carefully=True)
-        rest, rest_counts, rest_letters = again._tabulate()  # nothing is refused twice
-        for number, rest_count in zip(numbers, rest_counts, strict=True):
-            counts[number] = rest_count
-        letters += [letter._replace(number=numbers[letter.number]) for letter in rest_letters]
-        kept = batch.filter(pa.array(~np.isin(envelope_of, numbers)))
-        return pa.concat_batches([kept, rest]), counts, letters
+        again._tabulate()
+        for number, count_again in zip(numbers, again._counts, strict=True):
+            self._counts[number] = count_again
+        self._letters += [letter._replace(number=numbers[letter.number]) for letter in again._letters]
+        self._batches += again._batches
+        self._rows += again._rows
 
 
 def _read_clean(text: bytes, limits: Limits) -> list[wire.Event] | None:
@@ -212,6 +232,8 @@ def _read_body(text: bytes) -> list[wire.Event]:
 
 
 def _letters(letters: Sequence[Letter], now_us: int) -> pa.RecordBatch:
+    if not letters:
+        return _NO_LETTERS
     now = datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
     columns = {
         "payload": [letter.payload for letter in letters],

@@ -1,5 +1,6 @@
 """Rescue: one event that the fast path could not take, read with care: the unknown is kept, what is wrong is named."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -30,21 +31,22 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _FORBIDDEN = re.compile(_PAIR + rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 
-_EVENT_COLUMNS = frozenset(wire.keys(wire.Event, columns=True).values()) | {"properties", "traits"}
-_CONTEXT_COLUMNS = frozenset(wire.keys(wire.Context, columns=True).values())
-_OBJECT_COLUMNS = {
-    name: frozenset(wire.keys(kind, columns=True).values()) for name, kind in wire.CONTEXT_OBJECTS.items()
-}
+_KINDS: dict[str, type[msgspec.Struct]] = {"": wire.Event, "context": wire.Context}
+_KINDS |= {f"context.{name}": kind for name, kind in wire.CONTEXT_OBJECTS.items()}
+_INNER = {"": ("context",), "context": tuple(wire.CONTEXT_OBJECTS)}
+_STRICT = {path: msgspec.json.Decoder(kind).decode for path, kind in _KINDS.items()}
+_COLUMNS = {path: frozenset(wire.keys(kind, columns=True).values()) for path, kind in _KINDS.items()}
+_KNOWN = {path: _COLUMNS[path] | set(wire.keys(kind, columns=False).values()) for path, kind in _KINDS.items()}
 
 
 class Rescued(NamedTuple):
-    """An event, its columns apart from the rest."""
+    """An event, and what the wire format does not list of it."""
 
     event: wire.Event
     context_rest: bytes | None
-    """JSON object text of what context holds beyond its columns."""
+    """JSON object text, of context."""
     rest: bytes | None
-    """JSON object text of what the event holds beyond its columns."""
+    """JSON object text."""
 
 
 def rescue_event(payload: bytes, defaults: Mapping[str, msgspec.Raw], max_bytes: int) -> Rescued:
@@ -57,17 +59,35 @@ def rescue_event(payload: bytes, defaults: Mapping[str, msgspec.Raw], max_bytes:
         raise Rejected(Reason.TOO_LARGE, f"one event of {len(payload)} bytes, the cap is {max_bytes}")
     check_text(payload)
     try:
-        fields = _with_defaults(_object(payload), defaults)
-        rest = _take_rest(fields, _EVENT_COLUMNS)
-        context_rest = _split_context(fields)
-        for key in ("properties", "traits"):
-            _members(fields, key, key)
-        event = _event(_encode(_numbers_as_text(fields)))
+        rescued = _read(payload, defaults)
+        event = rescued.event
+        event.properties = _object_or_none(event.properties, "properties")
+        event.traits = _object_or_none(event.traits, "traits")
     except msgspec.ValidationError as error:
         raise Rejected(Reason.NOT_AN_EVENT, str(error)) from error
     if not (event.user_id or "").strip() and not (event.anonymous_id or "").strip():
         raise Rejected(Reason.NO_USER, "neither userId nor anonymousId")
-    return Rescued(event, _text(context_rest), _text(rest))
+    return rescued
+
+
+def _read(payload: bytes, defaults: Mapping[str, msgspec.Raw]) -> Rescued:
+    if not defaults:
+        with contextlib.suppress(msgspec.ValidationError):  # it may be a neighbour that is odd
+            return Rescued(_event(payload), None, None)
+    fields = _with_defaults(_object(payload), defaults)
+    rest = _split(fields, "")
+    context_rest = rest.pop("context", None)
+    event = _event(_encode(fields))
+    return Rescued(event, None if context_rest is None else bytes(context_rest), _encode(rest) if rest else None)
+
+
+def _object_or_none(value: wire.Json, path: str) -> wire.Json:
+    """Return an object; None for null, and for an empty array: that is how PHP sends an empty object."""
+    if value is None or _is_empty(value):
+        return None
+    if not bytes(value).startswith(b"{"):
+        _named(value, path)
+    return value
 
 
 def check_text(text: bytes) -> None:
@@ -85,8 +105,8 @@ def check_text(text: bytes) -> None:
     check_value(text, MAX_DEPTH)
 
 
-def check_value(text: bytes, levels: int) -> None:
-    """Do what is left of check_text for a text that is UTF-8 without forbidden characters: the cheap part.
+def check_value(text: bytes, levels: int) -> Any:
+    """Do what is left of check_text for a text that is UTF-8 without forbidden characters; return its value.
 
     Raises:
         Rejected: NOT_JSON, TOO_DEEP, NUMBER_OUT_OF_RANGE.
@@ -99,14 +119,15 @@ def check_value(text: bytes, levels: int) -> None:
         raise Rejected(Reason.TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Rejected(Reason.NOT_JSON, str(error)) from error
-    if len(text) <= levels:
-        return
+    if len(text) <= 2 * levels:  # too short to be deep: each level opens and closes
+        return value
     if text.count(b"{") + text.count(b"[") > levels and _is_deeper(value, levels):
         raise Rejected(Reason.TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels")
     if len(text) >= _LONG and _ZEROS in text.translate(_DIGITS_AS_ZEROS):  # msgspec takes integers of any length
         for number in _LONG_INTEGER.finditer(_STRING.sub(b'""', text)):
             if math.isinf(float(number[0])):
                 raise Rejected(Reason.NUMBER_OUT_OF_RANGE, f"an integer of {len(number[0])} digits")
+    return value
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
@@ -127,61 +148,58 @@ def _with_defaults(fields: _Fields, defaults: Mapping[str, msgspec.Raw]) -> _Fie
     """Add what the batch says of all its events. Its messageId is its own: events that share one would be copies."""
     if not defaults:
         return fields
-    own = {key: value for key, value in fields.items() if not (key in _EVENT_COLUMNS and _is_null(value))}
+    own = {key: value for key, value in fields.items() if key not in _COLUMNS[""] or bytes(value) != b"null"}
     merged = {key: value for key, value in defaults.items() if key != "messageId"} | own
     if "messageId" in defaults:
         merged.setdefault("batch", msgspec.Raw(_encode({"messageId": defaults["messageId"]})))
     if "context" in defaults and "context" in own:
-        both = _members(dict(defaults), "context", "context") | _members(own, "context", "context")
-        merged["context"] = msgspec.Raw(_encode(both))
+        both = [{} if _is_empty(value) else _named(value, "context") for value in (defaults["context"], own["context"])]
+        merged["context"] = msgspec.Raw(_encode(both[0] | both[1]))
     return merged
 
 
-def _split_context(fields: _Fields) -> _Fields:
-    """Leave in fields["context"] what has a column, return the rest."""
-    context = _members(fields, "context", "context")
-    rest = _take_rest(context, _CONTEXT_COLUMNS)
-    for name, columns in _OBJECT_COLUMNS.items():
-        members = _members(context, name, f"context.{name}")
-        members_rest = _take_rest(members, columns)
+def _split(fields: _Fields, path: str) -> _Fields:
+    """Leave in fields, the members of the object at `path`, what the wire format lists; return the rest.
+
+    Only objects that are not as listed are taken apart. Of an inner one that has unknown members, those without a
+    column go to the rest with them, or its name would stand there twice.
+    """
+    rest = {key: fields.pop(key) for key in list(fields) if key not in _KNOWN[path]}
+    for key in wire.NUMBERS_AS_TEXT.get(path, ()):
+        if key in fields and bytes(fields[key])[:1] in _NUMBER_STARTS:
+            fields[key] = msgspec.Raw(b'"%b"' % fields[key])
+    for key in _INNER.get(path, ()):
+        if key not in fields:
+            continue
+        if _is_empty(fields[key]):
+            del fields[key]
+            continue
+        inner = f"{path}.{key}" if path else key
+        with contextlib.suppress(msgspec.ValidationError):
+            _STRICT[inner](fields[key])
+            continue
+        members = _named(fields[key], inner)
+        members_rest = _split(members, inner)
         if members_rest:
-            rest[name] = msgspec.Raw(_encode(members_rest))
-        if members:
-            context[name] = msgspec.Raw(_encode(_numbers_as_text(members, f"{name}.")))
-    if context:
-        fields["context"] = msgspec.Raw(_encode(context))
+            if path:
+                members_rest |= {name: members.pop(name) for name in list(members) if name not in _COLUMNS[inner]}
+            rest[key] = msgspec.Raw(_encode(members_rest))
+        fields[key] = msgspec.Raw(_encode(members))
     return rest
 
 
-def _members(fields: _Fields, key: str, path: str) -> _Fields:
-    """Return the members of an object among fields; drop it where it holds none."""
-    _drop_if_empty(fields, key)
+def _named(value: msgspec.Raw, path: str) -> _Fields:
+    """Return an object's members.
+
+    Raises:
+        msgspec.ValidationError: it is no object; names the path.
+    """
     try:
-        return _object(fields[key]) if key in fields else {}
+        return _object(value)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(f"{error} - at `$.{path}`") from error
 
 
-def _drop_if_empty(fields: _Fields, key: str) -> None:
-    """Drop null, and an empty array: that is how PHP sends an empty object."""
-    if key in fields and (_is_null(fields[key]) or b"".join(bytes(fields[key]).split()) == b"[]"):
-        del fields[key]
-
-
-def _is_null(value: msgspec.Raw) -> bool:
-    return bytes(value) == b"null"
-
-
-def _take_rest(fields: _Fields, columns: frozenset[str]) -> _Fields:
-    return {key: fields.pop(key) for key in fields.keys() - columns}
-
-
-def _numbers_as_text(fields: _Fields, prefix: str = "") -> _Fields:
-    for key, value in fields.items():
-        if prefix + key in wire.NUMBERS_AS_TEXT and bytes(value)[:1] in _NUMBER_STARTS:
-            fields[key] = msgspec.Raw(b'"' + bytes(value) + b'"')
-    return fields
-
-
-def _text(rest: _Fields) -> bytes | None:
-    return _encode(rest) if rest else None
+def _is_empty(value: msgspec.Raw) -> bool:
+    text = bytes(value)
+    return text == b"null" or (len(text) < 64 and b"".join(text.split()) == b"[]")

@@ -23,6 +23,8 @@ _OBJECTS = [
     (name, kind, kind(), wire.keys(kind, columns=True), wire.keys(kind, columns=False))
     for name, kind in wire.CONTEXT_OBJECTS.items()
 ]
+_CHUNK = 256
+"""Tuples alive at a time while structs become columns: some thousand would set off the garbage collector, for 2 us a row."""
 _NAMED = ("page", "screen")
 _encode = msgspec.json.Encoder().encode
 
@@ -30,7 +32,7 @@ _Column = Sequence[Any]
 
 
 class Rest(NamedTuple):
-    """What of an event has no column, already as JSON object text."""
+    """What of an event the wire format does not list, as JSON object text."""
 
     context_rest: bytes | None
     rest: bytes | None
@@ -64,8 +66,8 @@ def tabulate(rows: Rows) -> Tabulated:
     """
     size = len(rows.events)
     fields = _transpose(wire.Event, rows.events)
-    columns, inner = _context_columns(fields["context"], size)
-    context_rest = _rest_texts(inner, {row: rest.context_rest for row, rest in rows.rests.items()}, {})
+    columns, context_rest = _context_columns(fields["context"], size)
+    context_rest = _rest_texts(context_rest, {row: rest.context_rest for row, rest in rows.rests.items()}, {})
     envelope = _EnvelopeColumns(rows)
     times, leftovers = _times(fields, envelope)
     events = _event_names(fields, leftovers)
@@ -99,13 +101,13 @@ def tabulate(rows: Rows) -> Tabulated:
     for name, attribute in (("context_ip", IP), ("context_user_agent", USER_AGENT)):
         columns[name] = pc.coalesce(columns[name], envelope.attribute(attribute))
     refused = user_keys.is_null().to_numpy(zero_copy_only=False).copy()
-    for texts, levels in (
-        (properties, MAX_DEPTH - 1),
-        (traits, MAX_DEPTH - 1),
-        (context_rest, MAX_DEPTH - 1),
-        (rest, MAX_DEPTH),
+    for texts, levels, repeats in (
+        (properties, MAX_DEPTH - 1, False),
+        (traits, MAX_DEPTH - 1, False),
+        (context_rest, MAX_DEPTH - 1, True),
+        (rest, MAX_DEPTH, True),
     ):
-        refused[_refused(texts, levels)] = True
+        refused[_refused(texts, levels, repeats=repeats)] = True
     refused[list(rows.rests)] = False
     return Tabulated(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH), refused)
 
@@ -224,53 +226,57 @@ def _context_columns(contexts: _Column, size: int) -> tuple[dict[str, pa.Array],
         inner = _join(untold, members, size)
         if not _is_absent(inner):
             keys[name] = name
-            rests[name] = [None if each is None else b"{%b}" % each for each in inner]
+            rests[name] = inner
     return columns, _join(keys, rests, size)
 
 
 def _join(keys: Mapping[str, str], fields: Mapping[str, _Column], size: int) -> _Column:
-    """Return each row's members, `"key":value` with commas between them; None where it has none."""
+    """Return each row's members as JSON object text; None where it has none."""
     present = [(f'"{key}":'.encode(), fields[name]) for name, key in keys.items() if not _is_absent(fields[name])]
     if not present:
         return (None,) * size
-    if len(present) == 1:
-        prefix, column = present[0]
-        return [None if value is None else prefix + value for value in column]
+    columns = [column for _, column in present]
+    if not any(None in column for column in columns):
+        template = b"{%b%%b}" % b"%b,".join(prefix for prefix, _ in present)
+        return [template % row for row in zip(*columns, strict=True)]
     prefixes = [prefix for prefix, _ in present]
-    return [
-        b",".join([prefix + value for prefix, value in zip(prefixes, row, strict=True) if value is not None]) or None
-        for row in zip(*(column for _, column in present), strict=True)
+    members = [
+        b",".join([prefix + value for prefix, value in zip(prefixes, row, strict=True) if value is not None])
+        for row in zip(*columns, strict=True)
     ]
+    return [b"{%b}" % each if each else None for each in members]
 
 
-def _rest_texts(inner: _Column, objects: Mapping[int, bytes | None], leftovers: _Leftovers) -> _Column:
-    """Return object texts of members, of what an object has inside, and of leftovers."""
-    if _is_absent(inner) and not objects and not leftovers:
-        return inner
-    texts = [None if each is None else b"{%b}" % each for each in inner]
+def _rest_texts(texts: _Column, objects: Mapping[int, bytes | None], leftovers: _Leftovers) -> _Column:
+    """Return object texts, with what events had that were read with care, and with leftovers."""
+    if not objects and not leftovers:
+        return texts
+    merged = list(texts)
     for row, text in objects.items():
-        texts[row] = text
+        if text is not None:
+            merged[row] = text if merged[row] is None else b"%b,%b" % (merged[row][:-1], text[1:])
     for row, members in leftovers.items():
-        text = texts[row]
-        texts[row] = b"{%b}" % b",".join([text[1:-1], *members] if text else members)
-    return texts
+        joined = b"{%b}" % b",".join(members)
+        merged[row] = joined if merged[row] is None else b"%b,%b" % (merged[row][:-1], joined[1:])
+    return merged
 
 
-def _refused(texts: _Column, levels: int) -> list[int]:
-    """Return the rows whose text is no object, or that check_value refuses."""
+def _refused(texts: _Column, levels: int, *, repeats: bool) -> list[int]:
+    """Return the rows whose text is no object, or that check_value refuses.
+
+    `repeats`: most texts are alike, so each is read only once.
+    """
     if _is_absent(texts):
         return []
-    refused = []
-    for row, text in enumerate(texts):
+    wrong = set()
+    for text in set(texts) if repeats else texts:
         if text is not None:
             try:
-                check_value(text, levels)
+                if type(check_value(text, levels)) is not dict:
+                    wrong.add(text)
             except Rejected:
-                refused.append(row)
-            else:
-                if not text.startswith(b"{"):
-                    refused.append(row)
-    return refused
+                wrong.add(text)
+    return [row for row, text in enumerate(texts) if text in wrong] if wrong else []
 
 
 def _texts(values: _Column) -> _Column:
@@ -282,7 +288,12 @@ def _texts(values: _Column) -> _Column:
 
 
 def _transpose(kind: type[msgspec.Struct], structs: Sequence[msgspec.Struct]) -> dict[str, _Column]:
-    return dict(zip(kind.__struct_fields__, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True))
+    columns: list[list[Any]] = [[] for _ in kind.__struct_fields__]
+    for start in range(0, len(structs), _CHUNK):
+        rows = map(msgspec.structs.astuple, structs[start : start + _CHUNK])
+        for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+            column += values
+    return dict(zip(kind.__struct_fields__, columns, strict=True))
 
 
 def _filled(values: _Column, empty: msgspec.Struct) -> _Column:
@@ -290,7 +301,7 @@ def _filled(values: _Column, empty: msgspec.Struct) -> _Column:
 
 
 def _is_absent(values: _Column) -> bool:
-    return values.count(None) == len(values)
+    return not values or (values[0] is None and values.count(None) == len(values))
 
 
 def _strings(values: _Column) -> pa.StringArray:
