@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 TARGET_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 250_000
+"""Rows that one merge holds in memory: 450 MiB of events of 700 bytes (m)."""
+
 MAX_DECODED_BYTES = 512 * 1024 * 1024
-"""What one merge holds in memory, about twice over while it sorts; a small file can decode to a lot."""
+"""The same bound for rows that are larger than events: a small file can decode to a lot."""
 
 _ATTEMPTS = 60
 _READABLE_FEATURES = {"timestampNtz"}  # with others (deletion vectors) a file's rows are not all the table's rows
@@ -104,6 +106,8 @@ def compact(
                 swapped = False
             except (DeltaError, OSError) as error:
                 raise explain(table.location, error) from error
+            finally:
+                pa.default_memory_pool().release_unused()
             if not swapped:
                 report.abandoned += 1
                 continue
@@ -207,8 +211,8 @@ def _merge(table: Table, group: Sequence[Entry]) -> DataFile:
     # All columns that the table has, those that others added too.
     spec: TableSpec = dataclasses.replace(table.spec, schema=pa.schema(table.delta.schema()))
     paths = [unquote(entry.path) for entry in group]
-    rows = pads.dataset(paths, schema=spec.body, format="parquet", filesystem=table.location.files).to_table()
-    rows = rows.combine_chunks()
+    files = pads.dataset(paths, schema=spec.body, format="parquet", filesystem=table.location.files)
+    rows = files.to_table(batch_readahead=1, fragment_readahead=1)  # read-ahead would hold the files a second time
     order = pc.sort_indices(rows, sort_keys=[(column, "ascending") for column in spec.sort_columns])
     slices = (
         rows.take(order.slice(offset, ROW_GROUP_ROWS)) for offset in range(0, max(rows.num_rows, 1), ROW_GROUP_ROWS)
@@ -265,10 +269,13 @@ def main(arguments: Sequence[str]) -> int:
         "--retention_hours",
         type=int,
         default=None,
-        help="keep replaced files for queries that still read them (default: what the table says, 6)",
+        help="keep replaced files so long, for queries that still read them and for files that wait for their commit; "
+        "at least 1 (default: what the table says, 6)",
     )
     parser.add_argument("--no_vacuum", action="store_true", help="merge only; delete nothing")
     given = parser.parse_args(list(arguments))
+    if given.retention_hours is not None and given.retention_hours < 1:
+        parser.error("--retention_hours must be 1 or more: a running pipeline's files wait for their commit")
     try:
         table = find_table(given.uri, SPECS)
         report = compact(

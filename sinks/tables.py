@@ -24,7 +24,7 @@ class TableSpec:
         sort_columns: the order of the rows in a file.
         statistics_columns: columns whose minimum and maximum the log keeps, so that queries skip files.
         time_column: the timestamp that rises from file to file: `read_recent` and compaction go by it.
-        plain_columns: columns in which hardly a value repeats: building a dictionary for them is lost work.
+        plain_columns: text in which hardly a value repeats: building a dictionary for it is lost work.
     """
 
     name: str
@@ -51,7 +51,7 @@ ARCHIVE = TableSpec(
         *("received_at", "published_at", "occurred_at", "released_at"),
     ),
     time_column="released_at",
-    plain_columns=("message_id", "order_index", "properties", "context_rest", "rest"),
+    plain_columns=("message_id", "envelope_id", "properties", "traits", "context_rest", "rest"),
 )
 
 DEAD_LETTERS = TableSpec(
@@ -61,7 +61,7 @@ DEAD_LETTERS = TableSpec(
     sort_columns=("refused_at",),
     statistics_columns=("stage", "reason", "source_id", "published_at", "refused_at"),
     time_column="refused_at",
-    plain_columns=("payload", "message", "published_at", "refused_at"),
+    plain_columns=("payload", "message", "envelope_id"),
 )
 
 DUPLICATES = TableSpec(

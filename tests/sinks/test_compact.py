@@ -254,3 +254,12 @@ def test_a_day_of_small_files_is_written_only_a_few_times() -> None:
                 written += merged
     assert written / (2_000 * size) < math.log2(16 * _MIB / size) + 1
     assert len(files) < 40
+
+
+def test_the_command_refuses_to_delete_what_a_pipeline_is_about_to_commit(
+    table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main([table.location.uri, "--retention_hours", "0"])
+    assert exited.value.code == 2
+    assert "--retention_hours must be 1 or more" in capsys.readouterr().err
