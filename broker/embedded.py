@@ -28,7 +28,7 @@ class Running:
     """A broker that serves on the current event loop."""
 
     def __init__(self, hub: Hub, server: grpc.aio.Server, port: int) -> None:
-        self._hub = hub
+        self.hub = hub
         self._server = server
         self.port = port
 
@@ -53,7 +53,7 @@ class Running:
     async def stop(self) -> None:
         """Let calls in progress end for a moment, then save and close."""
         await self._server.stop(grace=0.3)
-        await self._hub.close()
+        await self.hub.close()
 
 
 class Broker:
@@ -80,6 +80,7 @@ class Broker:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._hub: Hub | None = None
 
     def start(self) -> Self:
         """Start serving and return when ready. Raises CannotStart."""
@@ -115,6 +116,7 @@ class Broker:
             self._started.set()
             return
         self.address = f"{self._host}:{running.port}"
+        self._hub = running.hub
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._started.set()

@@ -150,4 +150,7 @@ class _Parser:
 
 
 def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), text[1:-1], flags=re.DOTALL)
+    def plain(found: re.Match[str]) -> str:
+        return chr(int(found[2], 16)) if found[2] else _ESCAPES.get(found[1], found[1])
+
+    return re.sub(r"\\(u([0-9A-Fa-f]{4})|.)", plain, text[1:-1], flags=re.DOTALL)

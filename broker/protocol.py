@@ -18,6 +18,7 @@ Snapshot = _raw(types.Snapshot)
 PubsubMessage = _raw(types.PubsubMessage)
 DeadLetterPolicy = _raw(types.DeadLetterPolicy)
 RetryPolicy = _raw(types.RetryPolicy)
+PushConfig = _raw(types.PushConfig)
 ExpirationPolicy = _raw(types.ExpirationPolicy)
 
 PublishRequest = _raw(types.PublishRequest)

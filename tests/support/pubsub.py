@@ -160,6 +160,54 @@ class PubSub:
         created: str = self.call("Subscriber/CreateSubscription", asked, pb.Subscription).name
         return created
 
+    def get_topic(self, name: str) -> Any:
+        return self.call("Publisher/GetTopic", pb.GetTopicRequest(topic=name), pb.Topic)
+
+    def delete_topic(self, name: str) -> None:
+        self.call("Publisher/DeleteTopic", pb.DeleteTopicRequest(topic=name))
+
+    def list_topics(self, **fields: Any) -> Any:
+        """Return one page (ListTopicsResponse) of the project's topics."""
+        asked = pb.ListTopicsRequest(project=f"projects/{self.project}", **fields)
+        return self.call("Publisher/ListTopics", asked, pb.ListTopicsResponse)
+
+    def list_topic_subscriptions(self, topic: str, **fields: Any) -> Any:
+        """Return one page (ListTopicSubscriptionsResponse) of a topic's subscriptions."""
+        asked = pb.ListTopicSubscriptionsRequest(topic=topic, **fields)
+        return self.call("Publisher/ListTopicSubscriptions", asked, pb.ListTopicSubscriptionsResponse)
+
+    def get_subscription(self, name: str) -> Any:
+        return self.call("Subscriber/GetSubscription", pb.GetSubscriptionRequest(subscription=name), pb.Subscription)
+
+    def update_subscription(self, name: str, path: str, **fields: Any) -> Any:
+        """Set one field (none where path is empty) and return the subscription."""
+        asked = pb.UpdateSubscriptionRequest(subscription=pb.Subscription(name=name, **fields))
+        asked.update_mask.paths.extend([path] if path else [])
+        return self.call("Subscriber/UpdateSubscription", asked, pb.Subscription)
+
+    def delete_subscription(self, name: str) -> None:
+        self.call("Subscriber/DeleteSubscription", pb.DeleteSubscriptionRequest(subscription=name))
+
+    def list_subscriptions(self, **fields: Any) -> Any:
+        """Return one page (ListSubscriptionsResponse) of the project's subscriptions."""
+        asked = pb.ListSubscriptionsRequest(project=f"projects/{self.project}", **fields)
+        return self.call("Subscriber/ListSubscriptions", asked, pb.ListSubscriptionsResponse)
+
+    def detach(self, subscription: str) -> None:
+        asked = pb.DetachSubscriptionRequest(subscription=subscription)
+        self.call("Publisher/DetachSubscription", asked, pb.DetachSubscriptionResponse)
+
+    def seek(self, subscription: str, **target: Any) -> None:
+        """Seek to `time=` (Timestamp) or `snapshot=` (name)."""
+        self.call("Subscriber/Seek", pb.SeekRequest(subscription=subscription, **target), pb.SeekResponse)
+
+    def create_snapshot(self, subscription: str) -> str:
+        """Create a snapshot and return its full name."""
+        name = f"projects/{self.project}/snapshots/snap-{uuid.uuid4().hex[:8]}"
+        asked = pb.CreateSnapshotRequest(name=name, subscription=subscription)
+        created: str = self.call("Subscriber/CreateSnapshot", asked, pb.Snapshot).name
+        return created
+
     def publish(self, topic: str, *messages: Any, timeout_s: float = CALL_S) -> list[str]:
         """Publish messages (bytes, or PubsubMessage) in one request and return their ids."""
         wrapped = [pb.PubsubMessage(data=one) if isinstance(one, bytes) else one for one in messages]
