@@ -2,14 +2,15 @@
 
 Every change that Millrace makes is committed at exactly the version after the one it has looked at, and looked at again
 after a conflict. Two things hang on it: an application transaction (app_id, version) goes in once, however often
-a crash repeats it; and the running totals that each commit carries stay exact, so they outlive the log's older entries.
+a crash repeats it; and the running totals stay exact. They are kept as application transactions too ("the total of rows
+is at version 1,000"), since those are the only numbers of a commit that outlive its entry in the log.
 """
 
 import datetime as dt
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,9 @@ from millrace.sinks.storage import Location, StorageError, explain, locate
 from millrace.sinks.tables import TableSpec
 
 METADATA_KEY = "millrace"
-"""The key of Millrace's own entry in a commit's information: `counts` of this commit, running `totals`."""
+"""The key of Millrace's own entry in a commit's information: its `counts`, and what the caller added."""
+
+_TOTAL = "millrace.total."
 
 _ATTEMPTS = 40
 
@@ -37,7 +40,7 @@ class Table:
         self.location = location
         self.spec = spec
         self.delta = delta
-        self._totals_at: tuple[int, Counter[str]] | None = None
+        self._totals_at: tuple[int, dict[str, int]] | None = None
 
     def write(self, rows: pa.Table, name: str) -> list[DataFile]:
         """Write rows as files that no commit refers to yet: see `sinks.parquet.write_files`."""
@@ -59,7 +62,7 @@ class Table:
             app_id: whose sequence of transactions this is.
             version: its place in that sequence, rising.
             counts: what else happened, added to the totals (`committed_totals`): late, duplicates ... `rows` is added
-                by itself.
+                by itself. Names are few and without a comma; a new one costs a commit.
             metadata: anything that JSON can hold, kept in this commit's information only.
 
         Returns:
@@ -78,6 +81,8 @@ class Table:
                 last = self.delta.transaction_version(app_id)
                 if last is not None and last >= version:
                     return problem is not None and last == version  # an attempt that failed after it had gone in
+                if self._register(counted):
+                    continue
                 self.transact(adds, Transaction(app_id, version), counted, metadata)
             except (DeltaError, OSError) as error:
                 problem = error
@@ -102,18 +107,18 @@ class Table:
         """
         read = self.delta.version()
         totals = self._totals()
-        totals.update(counts)
-        entry = {"counts": dict(counts), "totals": dict(totals), **(metadata or {})}
+        totals |= {name: totals.get(name, 0) + count for name, count in counts.items()}
+        changed = [Transaction(_TOTAL + name, totals[name]) for name in counts]
         self.delta.create_write_transaction(
             list(actions),
             mode="append",
             schema=Schema.from_arrow(self.spec.schema),
             partition_by=[self.spec.partition_column],
             commit_properties=CommitProperties(
-                custom_metadata={METADATA_KEY: entry},
+                custom_metadata={METADATA_KEY: {"counts": dict(counts), **(metadata or {})}},
                 # Not deltalake's own conflict check: it lets two compactions of the same file both in (measured).
                 max_commit_retries=0,
-                app_transactions=[transaction] if transaction else None,
+                app_transactions=[*([transaction] if transaction else []), *changed],
             ),
         )
         self.location.sync(f"_delta_log/{read + 1:020}.json")
@@ -132,7 +137,7 @@ class Table:
     def committed_totals(self) -> dict[str, int]:
         """Return the counts of all commits since the table was created, summed by name."""
         self.refresh()
-        return dict(self._totals())
+        return self._totals()
 
     def uris(self) -> list[str]:
         """Return the URIs of the files that make up the table now: what to hand to DuckDB's read_parquet."""
@@ -175,23 +180,24 @@ class Table:
         table = body.append_column(self.spec.partition_column, pa.array([day.as_py()] * len(body), pa.date32()))
         return table.select(self.spec.schema.names).cast(self.spec.schema).combine_chunks().to_batches()[0]
 
-    def _totals(self) -> Counter[str]:
+    def _totals(self) -> dict[str, int]:
         version = self.delta.version()
         if self._totals_at is None or self._totals_at[0] != version:
-            self._totals_at = (version, self._read_totals(version))
-        return Counter(self._totals_at[1])
+            found = {name: self.delta.transaction_version(_TOTAL + name) for name in self._counters()}
+            self._totals_at = (version, {name: total for name, total in found.items() if total is not None})
+        return dict(self._totals_at[1])
 
-    def _read_totals(self, version: int) -> Counter[str]:
-        limit = 1
-        while True:  # other tools' commits carry none: look further back
-            entries = self.delta.history(limit)
-            for entry in entries:
-                totals = (entry.get(METADATA_KEY) or {}).get("totals")
-                if totals is not None:
-                    return Counter({name: int(count) for name, count in totals.items()})
-            if limit > version or len(entries) < limit:
-                return Counter()
-            limit *= 8
+    def _counters(self) -> list[str]:
+        names = self.delta.metadata().configuration.get(tables.COUNTERS, "")
+        return [name for name in names.split(",") if name]
+
+    def _register(self, names: Iterable[str]) -> bool:
+        """Note names that the table has no totals of yet; True where that took a commit."""
+        known = self._counters()
+        new = sorted(set(names) - set(known))
+        if new:
+            self.delta.alter.set_table_properties({tables.COUNTERS: ",".join(known + new)}, raise_if_not_exists=False)
+        return bool(new)
 
 
 def open_table(uri: str, spec: TableSpec) -> Table:
