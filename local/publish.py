@@ -141,7 +141,10 @@ class Publisher:
 
     def _work(self) -> None:
         while (request := self._waiting.get()) is not None:
-            self._send(request)
+            try:
+                self._send(request)
+            except Exception as error:  # noqa: BLE001  a caller's hook: the thread must go on emptying the queue
+                self._refusal = PublishError(f"{self._topic}: {error!r}")
 
     def _send(self, request: Request) -> None:
         pause_s = _FIRST_PAUSE_S

@@ -1,0 +1,34 @@
+"""Children: the processes of a local run, each on a leash: none outlives it, however it ends."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_LEASH = Path(__file__).with_name("leash.py")
+
+
+def start(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], output: IO[Any] | int | None = None
+) -> subprocess.Popen[str]:
+    """Start `python -m module` in a session of its own, so that Ctrl-C reaches only us and we end things in order."""
+    command = [sys.executable, "-I", "-S", str(_LEASH), sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(  # noqa: S603  our own command
+        command, stdin=subprocess.PIPE, stdout=output, text=True, env=dict(environment), start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen[str], grace_s: float) -> int:
+    """Ask a child to end, insist after the grace; return its exit code."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+    finally:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()

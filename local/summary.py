@@ -1,0 +1,145 @@
+"""Summary: what the tables hold, read by DuckDB, and whether every published event is accounted for."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+
+from millrace.sinks.delta import open_table
+from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+
+_SIZES = """
+    SELECT count(*), count(DISTINCT user_key), count(*) FILTER (is_late), min(occurred_at), max(occurred_at)
+    FROM archive
+"""
+_TYPES = """
+    SELECT type, count(*) AS events, count(DISTINCT user_key) AS users FROM archive GROUP BY ALL ORDER BY 2 DESC
+"""
+_REASONS = """
+    SELECT reason, count(*) AS dead_letters, min(message) AS for_example FROM dead_letters
+    GROUP BY ALL ORDER BY 2 DESC, 1
+"""
+# A journey worth reading: someone who did many different things, in not too many rows.
+_SHOPPER = """
+    SELECT user_key FROM archive GROUP BY ALL
+    ORDER BY least(count(DISTINCT event), 12) - greatest(count(*) - 14, 0) DESC, user_key LIMIT 1
+"""
+_JOURNEY = """
+    SELECT strftime(occurred_at, '%H:%M:%S.%g') AS occurred, type, coalesce(event, '') AS event,
+           coalesce(context_page_path, context_device_model, '') AS where_, is_late AS late,
+           strftime(published_at, '%H:%M:%S.%g') AS published
+    FROM archive WHERE user_key = ? ORDER BY order_index LIMIT 14
+"""
+_PUBLISHED = """
+    CREATE OR REPLACE TEMP TABLE published AS
+    SELECT envelope_id, sum(events)::BIGINT AS events
+    FROM read_csv(?, header = true, columns = {'envelope_id': 'VARCHAR', 'events': 'BIGINT'}) GROUP BY ALL
+"""
+_RECORDED = """
+    CREATE OR REPLACE TEMP TABLE recorded AS
+    SELECT envelope_id, count(*) AS events, count(*) FILTER (door = 'archive') AS archived,
+           count(*) FILTER (door = 'duplicates') AS duplicates, count(*) FILTER (door = 'dead_letters') AS dead_letters
+    FROM (SELECT envelope_id, 'archive' AS door FROM archive
+          UNION ALL SELECT envelope_id, 'duplicates' FROM duplicates
+          UNION ALL SELECT envelope_id, 'dead_letters' FROM dead_letters)
+    GROUP BY ALL
+"""
+_SUMS = """
+    SELECT coalesce(sum(published.events), 0), coalesce(sum(archived), 0), coalesce(sum(duplicates), 0),
+           coalesce(sum(dead_letters), 0)
+    FROM published LEFT JOIN recorded USING (envelope_id)
+"""
+_DIFFERING = """
+    SELECT envelope_id, published.events, coalesce(recorded.events, 0)
+    FROM published LEFT JOIN recorded USING (envelope_id)
+    WHERE published.events != coalesce(recorded.events, 0) ORDER BY ALL LIMIT 20
+"""
+_OTHERS = "SELECT coalesce(sum(events), 0) FROM recorded ANTI JOIN published USING (envelope_id)"
+
+
+class Accounts(NamedTuple):
+    """Published against recorded, in events; `differing` names envelopes, with what was published and found."""
+
+    published: int
+    archived: int
+    duplicates: int
+    dead_letters: int
+    differing: list[tuple[str, int, int]]
+    others: int
+
+    @property
+    def closes(self) -> bool:
+        """Whether published = archived + duplicates + dead letters, envelope by envelope."""
+        return not self.differing
+
+
+def connect(data: Path) -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB connection with the views archive, duplicates and dead_letters of a data folder."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    for spec, name in ((ARCHIVE, "archive"), (DUPLICATES, "duplicates"), (DEAD_LETTERS, "dead_letters")):
+        table = open_table(str(data / name), spec)
+        files = table.uris()
+        if files:
+            listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+            source = f"read_parquet([{listed}], hive_partitioning = true)"
+            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608  our own paths
+        else:
+            connection.register(name, spec.schema.empty_table())
+    return connection
+
+
+def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
+    """Compare the journal of what was published (CSV: envelope_id,events) with what the tables hold.
+
+    Envelopes that the journal does not name came from other publishers: they are counted, not judged.
+    """
+    connection.execute(_PUBLISHED, [str(journal)])
+    connection.execute(_RECORDED)
+    published, archived, duplicates, dead_letters = map(int, _row(connection, _SUMS))
+    (others,) = _row(connection, _OTHERS)
+    differing = connection.execute(_DIFFERING).fetchall()
+    return Accounts(published, archived, duplicates, dead_letters, differing, int(others))
+
+
+def describe(connection: duckdb.DuckDBPyConnection) -> str:
+    """Return what a person wants to see first: sizes, reasons, and one user's journey."""
+    events, users, late, first, last = _row(connection, _SIZES)
+    if not events:
+        return "Archive: no events."
+    sizes = (
+        f"Archive: {events:,} events of {users:,} users, {late:,} late, "
+        f"occurred {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC."
+    )
+    (chosen,) = _row(connection, _SHOPPER)
+    journey = f"One user's journey ({chosen}):\n{_table(connection, _JOURNEY, [chosen])}"
+    letters = _table(connection, _REASONS) or "No dead letters."
+    return "\n\n".join([sizes, _table(connection, _TYPES), letters, journey])
+
+
+def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row
+
+
+def _table(connection: duckdb.DuckDBPyConnection, query: str, values: list[Any] | None = None) -> str:
+    """Return a query's rows as an aligned table; the empty string where there are none."""
+    result = connection.execute(query, values or [])
+    names = [column[0].rstrip("_") for column in result.description or ()]
+    rows = [[_cell(value) for value in row] for row in result.fetchall()]
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in (names, ["-" * width for width in widths], *rows)]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "late" if value else ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
