@@ -56,7 +56,7 @@ def mobile(draw: random.Random, number: int) -> Event:
     event["channel"] = "mobile"
     event["context"] = {
         "app": {"name": "Shop", "version": "7.2.0", "build": "7201", "namespace": "com.example.shop"},
-        "device": {"id": f"{number:016x}", "manufacturer": "Google", "model": "Pixel 9", "name": "tokay", "type": "Android"},
+        "device": {"id": f"{number:016x}", "manufacturer": "Google", "model": "Pixel 9", "type": "Android"},
         "library": {"name": "analytics-kotlin", "version": "1.19.1"},
         "locale": "de-DE",
         "network": {"bluetooth": False, "carrier": "Telekom", "cellular": True, "wifi": False},

@@ -164,7 +164,7 @@ NUMBERS_AS_TEXT: dict[str, tuple[str, ...]] = {
     "context.os": ("version",),
     "context.app": ("version", "build"),
 }
-"""Where a number is taken as its text, by object: SDKs and hand-written senders put numeric ids, versions and epochs."""
+"""Where a number is taken as its text, by object: SDKs and hand-written senders send numeric ids, versions, epochs."""
 
 
 def keys(kind: type[msgspec.Struct], *, columns: bool) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Whatever a clock says, the event goes on: times that are missing, unreadable or impossible are replaced and flagged.
 """
 
-import datetime
+import datetime as dt
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 Micros = npt.NDArray[np.int64]
 
 FUTURE_TOLERANCE_US = 60_000_000
-"""How far past received_at an event may claim to have occurred before it is clamped. Within it, such an event waits in the
-ordering stage for as long as its clock is ahead: a wider tolerance costs latency and memory, a narrower one the order
-of users whose clock is a little fast."""
+"""How far past received_at an event may claim to have occurred before it is clamped.
+
+Within it, such an event waits in the ordering stage for as long as its clock is ahead: a wider tolerance costs latency
+and memory, a narrower one the order of users whose clock is a little fast."""
 
 ANCIENT_US = 631_152_000_000_000
 """1990-01-01: no event of a customer is older; what claims to be comes from a clock that was never set."""
@@ -27,8 +28,8 @@ FLAGS: tuple[str | None, ...] = (None, "missing", "unreadable", "future", "ancie
 _FINE, _MISSING, _UNREADABLE, _FUTURE, _ANCIENT = range(len(FLAGS))
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 _FIRST_US = -62_135_596_800_000_000  # 0001-01-01, the first and the last that Python and most warehouses can hold
 _LAST_US = 253_402_300_799_999_999  # 9999-12-31
 # What Arrow's parser takes; it refuses a whole column for one that it cannot read.
@@ -76,8 +77,8 @@ def _read_time(text: str | None) -> int:
     try:
         if text.isdecimal() and len(text) in (10, 13):
             return int(text) * (1_000_000 if len(text) == 10 else 1_000)
-        time = datetime.datetime.fromisoformat(text)
-        return ((time if time.tzinfo else time.replace(tzinfo=datetime.UTC)) - _EPOCH) // _MICROSECOND
+        time = dt.datetime.fromisoformat(text)
+        return ((time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH) // _MICROSECOND
     except (ValueError, OverflowError):
         return NO_TIME
 

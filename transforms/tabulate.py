@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.schemas import wire
-from millrace.schemas.dead_letter import Rejected
 from millrace.schemas.envelope import IP, RECEIVED_AT, SOURCE_ID, USER_AGENT, Envelope
 from millrace.schemas.event import BATCH
 from millrace.transforms import clock
-from millrace.transforms.rescue import MAX_DEPTH, check_value
+from millrace.transforms.rescue import MAX_DEPTH
+from millrace.transforms.rest import Column, Leftovers, Rest, is_absent, join, keep, refused, rest_texts
 
 _REST = {a: k for a, k in wire.keys(wire.Event, columns=False).items() if a not in ("properties", "traits")}
 _CONTEXT_REST = wire.keys(wire.Context, columns=False)
@@ -24,18 +24,8 @@ _OBJECTS = [
     for name, kind in wire.CONTEXT_OBJECTS.items()
 ]
 _CHUNK = 256
-"""Tuples alive at a time while structs become columns: some thousand would set off the garbage collector, for 2 us a row."""
+"""Tuples alive at a time while structs become columns: some thousand would set off the garbage collector."""
 _NAMED = ("page", "screen")
-_encode = msgspec.json.Encoder().encode
-
-_Column = Sequence[Any]
-
-
-class Rest(NamedTuple):
-    """What of an event the wire format does not list, as JSON object text."""
-
-    context_rest: bytes | None
-    rest: bytes | None
 
 
 class Rows(NamedTuple):
@@ -67,11 +57,11 @@ def tabulate(rows: Rows) -> Tabulated:
     size = len(rows.events)
     fields = _transpose(wire.Event, rows.events)
     columns, context_rest = _context_columns(fields["context"], size)
-    context_rest = _rest_texts(context_rest, {row: rest.context_rest for row, rest in rows.rests.items()}, {})
+    context_rest = rest_texts(context_rest, {row: rest.context_rest for row, rest in rows.rests.items()}, {})
     envelope = _EnvelopeColumns(rows)
     times, leftovers = _times(fields, envelope)
     events = _event_names(fields, leftovers)
-    rest = _rest_texts(_join(_REST, fields, size), {row: rest.rest for row, rest in rows.rests.items()}, leftovers)
+    rest = rest_texts(join(_REST, fields, size), {row: rest.rest for row, rest in rows.rests.items()}, leftovers)
     properties, traits = _texts(fields["properties"]), _texts(fields["traits"])
     user_ids, anonymous_ids = (_not_blank(_strings(fields[name])) for name in ("user_id", "anonymous_id"))
     user_keys = pc.coalesce(user_ids, anonymous_ids)
@@ -100,16 +90,16 @@ def tabulate(rows: Rows) -> Tabulated:
     }
     for name, attribute in (("context_ip", IP), ("context_user_agent", USER_AGENT)):
         columns[name] = pc.coalesce(columns[name], envelope.attribute(attribute))
-    refused = user_keys.is_null().to_numpy(zero_copy_only=False).copy()
+    wrong = user_keys.is_null().to_numpy(zero_copy_only=False).copy()
     for texts, levels, repeats in (
         (properties, MAX_DEPTH - 1, False),
         (traits, MAX_DEPTH - 1, False),
         (context_rest, MAX_DEPTH - 1, True),
         (rest, MAX_DEPTH, True),
     ):
-        refused[_refused(texts, levels, repeats=repeats)] = True
-    refused[list(rows.rests)] = False
-    return Tabulated(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH), refused)
+        wrong[refused(texts, levels, repeats=repeats)] = True
+    wrong[list(rows.rests)] = False
+    return Tabulated(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH), wrong)
 
 
 class _EnvelopeColumns:
@@ -137,34 +127,22 @@ class _EnvelopeColumns:
         return received
 
 
-_Leftovers = dict[int, list[bytes]]
-"""By row, members of an event that turned out not to be told by any column."""
-
-
-def _times(fields: Mapping[str, _Column], envelope: _EnvelopeColumns) -> tuple[clock.Times, _Leftovers]:
+def _times(fields: Mapping[str, Column], envelope: _EnvelopeColumns) -> tuple[clock.Times, Leftovers]:
     firsts, seconds, sents, receiveds = (
         fields[name] for name in ("original_timestamp", "timestamp", "sent_at", "received_at")
     )
-    originals = _strings(seconds if _is_absent(firsts) else firsts)
-    if not _is_absent(firsts):
+    originals = _strings(seconds if is_absent(firsts) else firsts)
+    if not is_absent(firsts):
         originals = pc.coalesce(originals, _strings(seconds))
     own = clock.read_times(_strings(receiveds))
     times = clock.tell_times(originals, _strings(sents), [envelope.received(), own], envelope.published)
-    leftovers: _Leftovers = {}
-    _keep(leftovers, "originalTimestamp", firsts, times.original == clock.NO_TIME)
+    leftovers: Leftovers = {}
+    keep(leftovers, "originalTimestamp", firsts, times.original == clock.NO_TIME)
     second_told = np.array([first is None for first in firsts]) & (times.original != clock.NO_TIME)
-    _keep(leftovers, "timestamp", seconds, ~second_told)
-    _keep(leftovers, "sentAt", sents, times.sent == clock.NO_TIME)
-    _keep(leftovers, "receivedAt", receiveds, own != times.received)
+    keep(leftovers, "timestamp", seconds, ~second_told)
+    keep(leftovers, "sentAt", sents, times.sent == clock.NO_TIME)
+    keep(leftovers, "receivedAt", receiveds, own != times.received)
     return times, leftovers
-
-
-def _keep(leftovers: _Leftovers, key: str, values: _Column, untold: npt.NDArray[np.bool_]) -> None:
-    if _is_absent(values):
-        return
-    for row in np.flatnonzero(untold).tolist():
-        if values[row] is not None:
-            leftovers.setdefault(row, []).append(b'"%b":%b' % (key.encode(), _encode(values[row])))
 
 
 class _Named(msgspec.Struct):
@@ -174,14 +152,14 @@ class _Named(msgspec.Struct):
 _read_named = msgspec.json.Decoder(_Named).decode
 
 
-def _event_names(fields: Mapping[str, _Column], leftovers: _Leftovers) -> _Column:
+def _event_names(fields: Mapping[str, Column], leftovers: Leftovers) -> Column:
     """Return the event's name: of a page or screen, its name. What is not taken stays in the rest."""
     types, events, names = fields["type"], fields["event"], fields["name"]
     paged = [row for row, kind in enumerate(types) if kind in _NAMED]
     is_paged = np.zeros(len(types), np.bool_)
     is_paged[paged] = True
-    _keep(leftovers, "event", events, is_paged)
-    _keep(leftovers, "name", names, ~is_paged)
+    keep(leftovers, "event", events, is_paged)
+    keep(leftovers, "name", names, ~is_paged)
     if not paged:
         return events
     named = list(events)
@@ -199,7 +177,7 @@ def _name_in(properties: msgspec.Raw | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _message_ids(ids: _Column, rows: Rows) -> pa.StringArray:
+def _message_ids(ids: Column, rows: Rows) -> pa.StringArray:
     column = _not_blank(_strings(ids))
     if not column.null_count:
         return column
@@ -211,101 +189,48 @@ def _message_ids(ids: _Column, rows: Rows) -> pa.StringArray:
     return pc.coalesce(column, pa.array(derived))
 
 
-def _context_columns(contexts: _Column, size: int) -> tuple[dict[str, pa.Array], _Column]:
+def _context_columns(contexts: Column, size: int) -> tuple[dict[str, pa.Array], Column]:
     """Return the context_* columns, and the members of what has none."""
     fields = _transpose(wire.Context, _filled(contexts, wire.Context()))
     columns = {f"context_{name}": _strings(fields[name]) for name in _CONTEXT_TEXTS}
-    rests: dict[str, _Column] = {name: fields[name] for name in _CONTEXT_REST}
+    rests: dict[str, Column] = {name: fields[name] for name in _CONTEXT_REST}
     keys = dict(_CONTEXT_REST)
     for name, kind, empty, told, untold in _OBJECTS:
-        if _is_absent(fields[name]):
+        if is_absent(fields[name]):
             columns |= {f"context_{name}_{attribute}": pa.nulls(size, pa.string()) for attribute in told}
             continue
         members = _transpose(kind, _filled(fields[name], empty))
         columns |= {f"context_{name}_{attribute}": _strings(members[attribute]) for attribute in told}
-        inner = _join(untold, members, size)
-        if not _is_absent(inner):
+        inner = join(untold, members, size)
+        if not is_absent(inner):
             keys[name] = name
             rests[name] = inner
-    return columns, _join(keys, rests, size)
+    return columns, join(keys, rests, size)
 
 
-def _join(keys: Mapping[str, str], fields: Mapping[str, _Column], size: int) -> _Column:
-    """Return each row's members as JSON object text; None where it has none."""
-    present = [(f'"{key}":'.encode(), fields[name]) for name, key in keys.items() if not _is_absent(fields[name])]
-    if not present:
-        return (None,) * size
-    columns = [column for _, column in present]
-    if not any(None in column for column in columns):
-        template = b"{%b%%b}" % b"%b,".join(prefix for prefix, _ in present)
-        return [template % row for row in zip(*columns, strict=True)]
-    prefixes = [prefix for prefix, _ in present]
-    members = [
-        b",".join([prefix + value for prefix, value in zip(prefixes, row, strict=True) if value is not None])
-        for row in zip(*columns, strict=True)
-    ]
-    return [b"{%b}" % each if each else None for each in members]
-
-
-def _rest_texts(texts: _Column, objects: Mapping[int, bytes | None], leftovers: _Leftovers) -> _Column:
-    """Return object texts, with what events had that were read with care, and with leftovers."""
-    if not objects and not leftovers:
-        return texts
-    merged = list(texts)
-    for row, text in objects.items():
-        if text is not None:
-            merged[row] = text if merged[row] is None else b"%b,%b" % (merged[row][:-1], text[1:])
-    for row, members in leftovers.items():
-        joined = b"{%b}" % b",".join(members)
-        merged[row] = joined if merged[row] is None else b"%b,%b" % (merged[row][:-1], joined[1:])
-    return merged
-
-
-def _refused(texts: _Column, levels: int, *, repeats: bool) -> list[int]:
-    """Return the rows whose text is no object, or that check_value refuses.
-
-    `repeats`: most texts are alike, so each is read only once.
-    """
-    if _is_absent(texts):
-        return []
-    wrong = set()
-    for text in set(texts) if repeats else texts:
-        if text is not None:
-            try:
-                if type(check_value(text, levels)) is not dict:
-                    wrong.add(text)
-            except Rejected:
-                wrong.add(text)
-    return [row for row, text in enumerate(texts) if text in wrong] if wrong else []
-
-
-def _texts(values: _Column) -> _Column:
+def _texts(values: Column) -> Column:
     """Return the bytes of JSON values; null counts as absent."""
-    if _is_absent(values):
+    if is_absent(values):
         return values
     texts = [None if value is None else bytes(value) for value in values]
     return [None if text == b"null" else text for text in texts] if b"null" in texts else texts
 
 
-def _transpose(kind: type[msgspec.Struct], structs: Sequence[msgspec.Struct]) -> dict[str, _Column]:
+def _transpose(kind: type[msgspec.Struct], structs: Sequence[msgspec.Struct]) -> dict[str, Column]:
     columns: list[list[Any]] = [[] for _ in kind.__struct_fields__]
     for start in range(0, len(structs), _CHUNK):
         rows = map(msgspec.structs.astuple, structs[start : start + _CHUNK])
         for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-            column += values
+            column.extend(values)
     return dict(zip(kind.__struct_fields__, columns, strict=True))
 
 
-def _filled(values: _Column, empty: msgspec.Struct) -> _Column:
+def _filled(values: Column, empty: msgspec.Struct) -> Column:
     return [empty if value is None else value for value in values]
 
 
-def _is_absent(values: _Column) -> bool:
-    return not values or (values[0] is None and values.count(None) == len(values))
-
-
-def _strings(values: _Column) -> pa.StringArray:
-    return pa.nulls(len(values), pa.string()) if _is_absent(values) else pa.array(values, pa.string())
+def _strings(values: Column) -> pa.StringArray:
+    return pa.nulls(len(values), pa.string()) if is_absent(values) else pa.array(values, pa.string())
 
 
 def _not_blank(texts: pa.StringArray) -> pa.StringArray:

@@ -16,15 +16,15 @@ def table(heading: str) -> list[str]:
     return re.findall(r"^\| `([a-z0-9_]+)` \|", section, re.MULTILINE)
 
 
-def test_the_document_lists_the_columns_of_the_contract_in_their_order():
+def test_the_document_lists_the_columns_of_the_contract_in_their_order() -> None:
     assert table("Columns") == [field["name"] for field in avro.load("event")["fields"]]
 
 
-def test_the_document_lists_every_reason():
+def test_the_document_lists_every_reason() -> None:
     assert table("What is refused") == [reason.value for reason in dead_letter.Reason]
 
 
-def test_the_context_columns_are_the_typed_fields_of_the_wire_format():
+def test_the_context_columns_are_the_typed_fields_of_the_wire_format() -> None:
     context = [f"context_{name}" for name in wire.keys(wire.Context, columns=True) if name not in wire.CONTEXT_OBJECTS]
     objects = [
         f"context_{name}_{attribute}"
@@ -35,11 +35,11 @@ def test_the_context_columns_are_the_typed_fields_of_the_wire_format():
     assert objects + context == columns
 
 
-def test_the_wire_format_knows_the_event_types_of_the_contract():
+def test_the_wire_format_knows_the_event_types_of_the_contract() -> None:
     assert typing.get_args(wire.Type) == event.TYPES
 
 
 @pytest.mark.parametrize("path", wire.NUMBERS_AS_TEXT)
-def test_numbers_are_taken_as_text_only_where_a_field_is_text(path):
+def test_numbers_are_taken_as_text_only_where_a_field_is_text(path: str) -> None:
     kind = {"": wire.Event} | {f"context.{name}": kind for name, kind in wire.CONTEXT_OBJECTS.items()}
     assert set(wire.NUMBERS_AS_TEXT[path]) <= set(wire.keys(kind[path], columns=True).values())

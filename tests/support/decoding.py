@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from millrace.schemas.envelope import Envelope
-from millrace.transforms.decode import Decoding, Limits, decode_envelopes
+from millrace.transforms.decode import decode_envelopes
+from millrace.transforms.pending import Decoding, Limits
 
 NOW_US = 1_795_428_000_000_000  # 2026-11-23T10:00:00Z
 NOW = "2026-11-23T10:00:00Z"
@@ -21,13 +22,18 @@ def body(value: Any) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-def envelope(value: Any, number: int = 0, **attributes: str) -> Envelope:
+def envelope(value: Any, number: int = 0, /, **attributes: str) -> Envelope:
     """Return an envelope published NOW."""
     named = {key.replace("content_encoding", "content-encoding"): text for key, text in attributes.items()}
     return Envelope(body(value), named, f"e{number}", NOW_US, NOW_US + number, number)
 
 
-def decode(*values: Any, limits: Limits = Limits(), **attributes: str) -> Decoding:  # noqa: B008
+def decode(*values: Any, **attributes: str) -> Decoding:
+    """Decode bodies, one envelope each, within the default limits."""
+    return decode_within(Limits(), *values, **attributes)
+
+
+def decode_within(limits: Limits, *values: Any, **attributes: str) -> Decoding:
     """Decode bodies, one envelope each."""
     return decode_envelopes([envelope(v, n, **attributes) for n, v in enumerate(values)], NOW_US, limits)
 

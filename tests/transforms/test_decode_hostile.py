@@ -3,14 +3,16 @@
 import gzip
 import time
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.decoding import body, decode, envelope, event, refusals, rows
 
 from millrace.schemas.dead_letter import Reason
-from millrace.transforms.decode import Limits
+from millrace.transforms.decode import decode_envelopes
+from millrace.transforms.pending import Limits
+from tests.support.decoding import NOW_US, body, decode, decode_within, envelope, event, refusals, rows
 
 GOOD = [event(messageId="before"), event(messageId="after")]
 
@@ -69,7 +71,7 @@ BAD_EVENTS = {
 
 @pytest.mark.parametrize("shape", ["array", "batch", "lines"])
 @pytest.mark.parametrize("name", BAD_EVENTS)
-def test_a_bad_event_leaves_its_neighbours_alone(name, shape):
+def test_a_bad_event_leaves_its_neighbours_alone(name: str, shape: str) -> None:
     bad, reason = BAD_EVENTS[name]
     events = [body(GOOD[0]), bad, body(GOOD[1])]
     text = {
@@ -83,7 +85,7 @@ def test_a_bad_event_leaves_its_neighbours_alone(name, shape):
     assert decoding.counts.tolist() == [1, 3]
 
 
-BAD_BODIES = {
+BAD_BODIES: dict[str, tuple[bytes, dict[str, str], Reason]] = {
     "empty": (b"", {}, Reason.EMPTY),
     "white space": (b" \r\n\t", {}, Reason.EMPTY),
     "no events": (b"[ ]", {}, Reason.EMPTY),
@@ -106,12 +108,12 @@ BAD_BODIES = {
     "a bomb": (gzip.compress(b" " * 200_000_000, 9), {"content_encoding": "gzip"}, Reason.TOO_LARGE),
     "very many events": (b"[" + b"{}," * 60_000 + b"{}]", {}, Reason.TOO_LARGE),
     "half a pair for all events": (b'{"batch":[{}],"writeKey":"\\ud83d"}', {}, Reason.FORBIDDEN_CHARACTER),
-    "1e999 for all events": (b'{"batch":[{"type":"page","userId":"u"}],"writeKey":1e999}', {}, Reason.NUMBER_OUT_OF_RANGE),
+    "1e999 for all events": (b'{"batch":[{}],"writeKey":1e999}', {}, Reason.NUMBER_OUT_OF_RANGE),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-def test_a_body_that_cannot_be_split_is_one_dead_letter_as_it_came(name):
+def test_a_body_that_cannot_be_split_is_one_dead_letter_as_it_came(name: str) -> None:
     text, attributes, reason = BAD_BODIES[name]
     decoding = decode(text, **attributes)
     assert decoding.batch.num_rows == 0
@@ -119,23 +121,15 @@ def test_a_body_that_cannot_be_split_is_one_dead_letter_as_it_came(name):
     assert decoding.counts.tolist() == [1]
 
 
-def test_the_content_encoding_may_be_spelled_as_an_identifier():
+def test_the_content_encoding_may_be_spelled_as_an_identifier() -> None:
     bad = envelope(b"{}")._replace(attributes={"content_encoding": "zstd"})
-    assert bad.attributes  # spelled with an underscore, unlike the builder's
-    assert refusals(decode_one(bad))[0][2] == "unknown_encoding"
-
-
-def decode_one(one):
-    from millrace.transforms.decode import decode_envelopes
-    from tests.support.decoding import NOW_US
-
-    return decode_envelopes([one], NOW_US)
+    assert refusals(decode_envelopes([bad], NOW_US)) == [("e0", -1, "unknown_encoding", b"{}")]
 
 
 @pytest.mark.parametrize(
     "attack", [b'["' + b'\\"' * 2_000_000, b'"[' * 2_000_000, b"[" + b'"{' * 2_000_000, b"{" * 4_000_000]
 )
-def test_a_broken_body_costs_no_more_than_its_length(attack):
+def test_a_broken_body_costs_no_more_than_its_length(attack: bytes) -> None:
     started = time.process_time()
     assert decode(attack).counts.tolist() == [1]
     assert time.process_time() - started < 10  # quadratic would be hours
@@ -146,12 +140,14 @@ def test_a_broken_body_costs_no_more_than_its_length(attack):
     [
         ("type", 5, "$.type"), ("event", 5, "$.event"), ("name", [], "$.name"), ("userId", {}, "$.userId"),
         ("anonymousId", True, "$.anonymousId"), ("messageId", ["m"], "$.messageId"), ("sentAt", {}, "$.sentAt"),
-        ("originalTimestamp", True, "$.originalTimestamp"), ("context", "c", "$.context"), ("properties", "p", "$.properties"),
+        ("originalTimestamp", True, "$.originalTimestamp"), ("context", "c", "$.context"),
+        ("properties", "p", "$.properties"),
         ("traits", [1], "$.traits"), ("context", {"page": 5}, "$.context.page"), ("context", {"ip": 5}, "$.context.ip"),
-        ("context", {"page": {"url": 5}}, "$.context.page.url"), ("context", {"os": {"name": 1}, "x": 1}, "$.context.os.name"),
+        ("context", {"page": {"url": 5}}, "$.context.page.url"),
+        ("context", {"os": {"name": 1}, "x": 1}, "$.context.os.name"),
     ],
 )  # fmt: skip
-def test_a_field_of_the_wrong_type_is_named(field, value, path):
+def test_a_field_of_the_wrong_type_is_named(field: str, value: Any, path: str) -> None:
     decoding = decode([event(messageId="good"), event() | {field: value}])
     assert rows(decoding, "message_id") == ["good"]
     assert [letter[2] for letter in refusals(decoding)] == ["not_an_event"]
@@ -168,15 +164,15 @@ def test_a_field_of_the_wrong_type_is_named(field, value, path):
         b'{"a":[' + b"{}," * 500 + b"{}]}",
     ],
 )
-def test_what_looks_hostile_and_is_not_goes_on(text):
+def test_what_looks_hostile_and_is_not_goes_on(text: bytes) -> None:
     decoding = decode(with_properties(text))
     assert rows(decoding, "properties") == [text.decode()]
 
 
-def test_the_caps_are_the_ones_that_were_set():
+def test_the_caps_are_the_ones_that_were_set() -> None:
     limits = Limits(body_bytes=1_000, event_bytes=200, events=3)
     large = event(properties={"a": "x" * 200})
-    decoding = decode([event()] * 4, [event(), large], [large] * 4, limits=limits)
+    decoding = decode_within(limits, [event()] * 4, [event(), large], [large] * 4)
     assert rows(decoding, "envelope_id") == ["e1"]
     assert [letter[:3] for letter in refusals(decoding)] == [
         ("e0", -1, "too_large"),
@@ -186,7 +182,7 @@ def test_the_caps_are_the_ones_that_were_set():
 
 
 SEEDS = [
-    body([event(context={"page": {"url": "https://s/☕", "tab_url": "x"}, "os": {"version": 16}}, odd=[1.5, None, "\U0001f600"])]),
+    body([event(context={"page": {"url": "s/☕", "tab_url": 1}, "os": {"name": "n"}}, odd=[1.5, "\U0001f600"])]),
     body({"batch": [event(), event(type="page", name="Home")], "sentAt": "2026-11-23T10:00:00Z"}),
     b"\n".join([body(event()), body(event(properties={"a": {"b": [1e5, "\\"]}}))]),
     gzip.compress(body([event(), event()])),
@@ -195,7 +191,7 @@ SEEDS = [
 
 
 @st.composite
-def mutated(draw):
+def mutated(draw: st.DrawFn) -> bytes:
     text = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(text)))
@@ -205,14 +201,14 @@ def mutated(draw):
             | st.sampled_from(
                 [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\\u0000", b"\\ud800", b"\xff", b"1e999"]
             )
-            | st.sampled_from([b"null", b'{"batch":[', b'"context":', b'"userId":1,', b"[" * 70, b"9" * 400])
+            | st.sampled_from([b"null", b'{"batch":[', b'"context":', b'"userId":1,', b"[" * 70, b"9" * 309])
         )
         text[at : at + removed] = inserted
     return bytes(text)
 
 
 @given(st.lists(mutated(), min_size=1, max_size=4), st.sampled_from([{}, {"content_encoding": "gzip"}]))
-def test_mutated_bytes_never_raise_and_every_record_is_counted(bodies, attributes):
+def test_mutated_bytes_never_raise_and_every_record_is_counted(bodies: list[bytes], attributes: dict[str, str]) -> None:
     decoding = decode(*bodies, **attributes)
     decoding.batch.validate(full=True)
     decoding.letters.validate(full=True)
