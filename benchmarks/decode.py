@@ -112,9 +112,18 @@ CASES: dict[str, list[Any]] = {
 def main() -> None:
     """Print the table."""
     print(f"{'case':28}{'us/event':>10}{'events/s':>12}{'bytes/event':>13}")
+    plain = [json.dumps(web(random.Random(1), number)).encode() for number in range(EVENTS)]
+    spent = min(_spent(lambda: [json.loads(each) for each in plain]) for _ in range(ROUNDS))
+    print(f"{'(json.loads, to compare)':28}{spent / EVENTS * 1e6:10.2f}{EVENTS / spent:12,.0f}{len(plain[0]):13,}")
     for name, (make, per_envelope) in CASES.items():
         for packed in (False, True) if name.startswith("web, 100") else (False,):
             measure(name + (", gzip" if packed else ""), envelopes(make, per_envelope, packed=packed))
+
+
+def _spent(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def measure(name: str, given: list[Envelope]) -> None:
