@@ -133,7 +133,7 @@ def run(source: Path, folder: Path, events: int) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     built = flow(source, folder)
     began_s = time.perf_counter()
-    run_main(built)
+    run_main(built)  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - began_s
     return Report(f"Bytewax {version('bytewax')}", events, round(seconds, 3), rows_in(folder), peak_rss_mb())
 
