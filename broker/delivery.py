@@ -8,15 +8,17 @@ import heapq
 import itertools
 import secrets
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from millrace.broker.backlog import Backlog
 from millrace.broker.chaos import Chaos
 from millrace.broker.errors import invalid
 from millrace.broker.ordering import WAITING_LIMIT, Flow, Lines, Pending
 from millrace.broker.protocol import PubsubMessage
+from millrace.broker.ranges import gaps, runs
+from millrace.broker.response import Delivery
 from millrace.broker.store import Store, Write
-from millrace.broker.wire import Batch, Message
+from millrace.broker.wire import Message
 
 RESPONSE_BYTES = 10_000_000
 SCAN_LIMIT = 5_000  # messages that one take reads past its filter, so that no client waits long for the event loop
@@ -44,19 +46,22 @@ class Queue:
     def reset(self, floor: int, acked: Iterable[tuple[int, int]] = ()) -> None:
         """Forget all deliveries: below floor and in the ranges (ends included) is acknowledged, the rest is not."""
         for pending in self.pending.values():
-            _free(pending)
-        self.cursor = floor
+            pending.free()
+        self._backlog = Backlog(self._store, floor, acked)
         self.pending = {}  # in the order of ids: they enter it in that order, and leave it for good
-        self._skip = deque(sorted(acked))
-        self._batch: Batch | None = None
         self._lines = Lines()
         self._ready: list[int] = []  # heap of ids to deliver again
         self._delayed: list[tuple[float, int]] = []  # heap of (when ready, id)
         self._expiries: list[tuple[float, int, Sequence[int]]] = []  # heap of (when, tie-break, ids)
         self._ties = itertools.count()
         self._echoes: list[Message] = []  # chaos: deliveries to repeat
-        self._acked_since: list[int] = []  # acknowledged, not yet in unsaved()
+        self._acked_since: list[int] = []  # acknowledged, and not saved
         self._saved_floor = -1
+
+    @property
+    def cursor(self) -> int:
+        """The id from which on nothing was looked at yet."""
+        return self._backlog.cursor
 
     def floor(self) -> int:
         """The id below which everything is acknowledged."""
@@ -78,25 +83,22 @@ class Queue:
             What the ack ids start with (the message's id follows), and the messages.
         """
         lease = next(_leases)
-        out = self._echoes
-        if out:
-            self._echoes = out[limit:]
-            out = out[:limit]
-        delivery = _Delivery(lease, now + deadline_s, limit - len(out), min(max_bytes, RESPONSE_BYTES), flow)
+        out, self._echoes = self._echoes[:limit], self._echoes[limit:]
+        delivery = Delivery(lease, now + deadline_s, limit - len(out), min(max_bytes, RESPONSE_BYTES), flow)
         self._take_again(delivery)
         self._take_fresh(delivery, now)
         if delivery.ids:
             self._expire_later(delivery.until, delivery.ids)
-            count_attempts = self.max_attempts > 0
-            leased = [(one.id, view, one.attempt if count_attempts else 0) for one, view in delivery.taken]
+            counts = self.max_attempts > 0
+            leased = [(one.id, view, one.attempt if counts else 0) for one, view in delivery.taken]
             if self._chaos.duplicate:
                 self._echoes += [message for message in leased if self._chaos.happens(self._chaos.duplicate)]
-            out = out + leased if out else leased
+            out += leased
             if self._chaos.reorder and not self.ordered:
                 self._chaos.shuffle(out)
         return lease, out
 
-    def _take_again(self, delivery: "_Delivery") -> None:
+    def _take_again(self, delivery: Delivery) -> None:
         while self._ready and delivery.limit > 0:
             pending = self.pending.get(self._ready[0])
             if pending is None or pending.lease or pending.held:
@@ -115,31 +117,32 @@ class Queue:
             heapq.heappop(self._ready)
             self._lease(delivery, pending, view)
 
-    def _take_fresh(self, delivery: "_Delivery", now: float) -> None:
-        stop = self.cursor + SCAN_LIMIT if self.wants is not None else self.end
+    def _take_fresh(self, delivery: Delivery, now: float) -> None:
+        backlog = self._backlog
+        stop = backlog.cursor + SCAN_LIMIT if self.wants is not None else self.end
         plain = self.wants is None and not self.ordered and not self._chaos.reorder
-        while delivery.limit > 0 and self.cursor < min(stop, self.end) and self._lines.waiting < WAITING_LIMIT:
-            batch = self._current()
+        while delivery.limit > 0 and backlog.cursor < min(stop, self.end) and self._lines.waiting < WAITING_LIMIT:
+            batch = backlog.batch(self.end)
             if batch is None:
                 return
-            cursor = self.cursor
+            cursor = backlog.cursor
             view = batch.message(cursor)
             if plain:
                 if not delivery.fits(view):
                     return
                 self.pending[cursor] = pending = Pending(cursor, batch.first)
-                self.cursor = cursor + 1
+                backlog.cursor = cursor + 1
                 self._lease(delivery, pending, view)
                 continue
             message = PubsubMessage.FromString(view)
             if self.wants is not None and not self.wants(message.attributes):
                 self._acked_since.append(cursor)
-                self.cursor = cursor + 1
+                backlog.cursor = cursor + 1
                 continue
             if not delivery.fits(view):
                 return
             self.pending[cursor] = pending = Pending(cursor, batch.first, message.ordering_key if self.ordered else "")
-            self.cursor = cursor + 1
+            backlog.cursor = cursor + 1
             if pending.key:
                 self._lines.join(pending)
                 if self._lines.may_go(pending, delivery.lease):
@@ -150,24 +153,7 @@ class Queue:
             else:
                 self._lease(delivery, pending, view)
 
-    def _current(self) -> Batch | None:
-        """The batch that the cursor stands in, once the cursor was moved over gaps and what is acknowledged."""
-        while self._skip and self._skip[0][0] <= self.cursor:
-            self.cursor = max(self.cursor, self._skip.popleft()[1] + 1)
-        batch = self._batch
-        if batch is None or not batch.first <= self.cursor < batch.end:
-            if self.cursor >= self.end:
-                return None
-            batch = self._batch = self._store.batch_from(self.cursor, self.end)
-            if batch is None:
-                self.cursor = self.end
-                return None
-            if batch.first > self.cursor:
-                self.cursor = batch.first
-                return self._current()  # the gap may have ended among acknowledged ones
-        return batch
-
-    def _lease(self, delivery: "_Delivery", pending: Pending, view: memoryview) -> None:
+    def _lease(self, delivery: Delivery, pending: Pending, view: memoryview) -> None:
         pending.lease = delivery.lease
         pending.deadline = delivery.until
         pending.attempt += 1
@@ -183,8 +169,7 @@ class Queue:
 
     def message(self, pending: Pending) -> bytes | None:
         """The serialized PubsubMessage of a pending message, None where the store has dropped it."""
-        view = self._view(pending)
-        return None if view is None else bytes(view)
+        return None if (view := self._view(pending)) is None else bytes(view)
 
     # Settle
 
@@ -198,7 +183,7 @@ class Queue:
         for pending in self._leased(ack_ids):
             if drop and self._chaos.happens(drop):
                 continue
-            _free(pending)
+            pending.free()
             if pending.key:
                 counted, front = self._lines.ack(pending)
                 for one in counted:
@@ -247,18 +232,17 @@ class Queue:
                 self.retry(pending)
 
     def _back(self, pending: Pending, now: float) -> None:
-        _free(pending)
+        pending.free()
         free = True
         if pending.key:
             later, free = self._lines.back(pending)
             for one in later:
-                _free(one)
+                one.free()
         if self.max_attempts and pending.attempt >= self.max_attempts:
             pending.held = True
             self.give_up(pending)
             return
-        shortest, longest = self.backoff_s
-        wait_s = min(longest, shortest * 2.0 ** min(pending.attempt - 1, 30))
+        wait_s = min(self.backoff_s[1], self.backoff_s[0] * 2.0 ** min(pending.attempt - 1, 30))
         if wait_s > 0:
             pending.held = True
             heapq.heappush(self._delayed, (now + wait_s, pending.id))
@@ -275,7 +259,7 @@ class Queue:
         """Be done with a message without its client: it went to the dead letters, or its time is over."""
         if self.pending.get(pending.id) is not pending:
             return
-        _free(pending)
+        pending.free()
         del self.pending[pending.id]
         self._acked_since.append(pending.id)
         if pending.key:
@@ -285,84 +269,32 @@ class Queue:
         """Be done with everything below this id."""
         for pending in [one for one in self.pending.values() if one.id < message_id]:
             self.forget(pending)
-        self.cursor = max(self.cursor, min(message_id, self.end))
+        self._backlog.cursor = max(self.cursor, min(message_id, self.end))
 
     def _offer(self, front: Pending | None) -> None:
         if front is not None and not front.held:
             heapq.heappush(self._ready, front.id)
 
     def _expire_later(self, when: float, ids: Sequence[int]) -> None:
-        first, last = ids[0], ids[-1]
-        whole = last - first + 1 == len(ids)  # ids rise, and mostly without gaps: then two numbers do
-        heapq.heappush(self._expiries, (when, next(self._ties), range(first, last + 1) if whole else ids))
+        whole = range(ids[0], ids[-1] + 1)  # ids rise, and mostly without gaps: then two numbers do
+        heapq.heappush(self._expiries, (when, next(self._ties), whole if len(whole) == len(ids) else ids))
 
     # Save
 
     def acked_ranges(self) -> list[tuple[int, int]]:
         """What is acknowledged above the floor, as ranges with both ends included."""
-        gaps = []
-        before: int | None = None
-        for message_id in (*self.pending, self.cursor):
-            if before is not None and message_id > before + 1:
-                gaps.append((before + 1, message_id - 1))
-            before = message_id
-        return [*gaps, *self._skip]
+        return [*gaps((*self.pending, self.cursor)), *self._backlog.skip]
 
     def unsaved(self, row: int) -> list[Write]:
         """The writes that bring the stored state of the subscription with this row up to date; they count as done."""
         floor = self.floor()
         if floor == self._saved_floor and not self._acked_since:
             return []
-        runs = _runs(sorted(message_id for message_id in self._acked_since if message_id >= floor))
+        acked = runs(sorted(message_id for message_id in self._acked_since if message_id >= floor))
         self._acked_since = []
         self._saved_floor = floor
         return [
-            *(("INSERT OR REPLACE INTO acked VALUES (?, ?, ?)", (row, first, last)) for first, last in runs),
+            *(("INSERT OR REPLACE INTO acked VALUES (?, ?, ?)", (row, first, last)) for first, last in acked),
             ("DELETE FROM acked WHERE subscription = ? AND first < ? AND last < ?", (row, floor, floor)),
             ("UPDATE subscriptions SET floor = ? WHERE id = ?", (floor, row)),
         ]
-
-
-class _Delivery:
-    """One response in the making."""
-
-    __slots__ = ("_flow", "_room", "ids", "lease", "limit", "taken", "until")
-
-    def __init__(self, lease: str, until: float, limit: int, room: int, flow: Flow | None) -> None:
-        self.lease = lease
-        self.until = until
-        self.limit = limit  # messages that still fit
-        self._room = room  # bytes that still fit
-        self._flow = flow
-        self.ids = array("q")
-        self.taken: list[tuple[Pending, memoryview]] = []
-
-    def fits(self, view: memoryview) -> bool:
-        return len(view) <= self._room or not self.taken
-
-    def add(self, pending: Pending, view: memoryview) -> None:
-        size = len(view)
-        self._room -= size
-        self.limit -= 1
-        self.ids.append(pending.id)
-        self.taken.append((pending, view))
-        if self._flow is not None:
-            pending.stream = self._flow
-            self._flow.took(pending.id, size)
-
-
-def _free(pending: Pending) -> None:
-    pending.lease = ""
-    if pending.stream is not None:
-        pending.stream.gave_back(pending.id)
-        pending.stream = None
-
-
-def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges, both ends included, of sorted distinct ids.
-
-    >>> _runs([1, 2, 3, 7])
-    [(1, 3), (7, 7)]
-    """
-    breaks = [at for at in range(1, len(ids)) if ids[at] != ids[at - 1] + 1]
-    return [(ids[start], ids[end - 1]) for start, end in zip([0, *breaks], [*breaks, len(ids)], strict=True) if ids]

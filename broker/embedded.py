@@ -1,7 +1,9 @@
 """The broker in this process: its own event loop in its own thread, for tests and small tools."""
 
 import asyncio
+import errno
 import os
+import socket
 import threading
 from types import TracebackType
 from typing import Self
@@ -41,10 +43,12 @@ class Running:
         """
         server = grpc.aio.server(options=OPTIONS)
         try:
+            _probe(host, port)  # gRPC itself would print a line of its own where this fails
             bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             store.close()
-            raise CannotStart(f"cannot listen on {host}:{port}: it is in use; give another --port") from error
+            why = "it is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
+            raise CannotStart(f"cannot listen on {host}:{port}: {why}; give another --port or --host") from error
         hub = Hub(store, chaos)
         server.add_generic_rpc_handlers((Handlers(Publisher(hub), Subscriber(hub)),))
         await server.start()
@@ -54,6 +58,13 @@ class Running:
         """Let calls in progress end for a moment, then save and close."""
         await self._server.stop(grace=0.3)
         await self.hub.close()
+
+
+def _probe(host: str, port: int) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 class Broker:

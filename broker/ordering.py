@@ -30,6 +30,13 @@ class Pending:
         self.held = False  # in no queue on purpose: it waits for its back-off, or is on its way to the dead letters
         self.stream: Flow | None = None
 
+    def free(self) -> None:
+        """End its lease."""
+        self.lease = ""
+        if self.stream is not None:
+            self.stream.gave_back(self.id)
+            self.stream = None
+
 
 @dataclass
 class Flow:

@@ -22,7 +22,7 @@ Unary = Callable[[bytes, Call], Awaitable[bytes]]
 MAX_PAGE = 1_000
 
 
-class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Handlers(grpc.GenericRpcHandler):
     """Finds the coroutine of a call: service method PublishThis is `publish_this` of the servant with that service."""
 
     def __init__(self, *servants: Any) -> None:

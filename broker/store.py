@@ -152,7 +152,7 @@ class Store:
         for row, first, last in self._reader.execute("SELECT * FROM acked ORDER BY subscription, first"):
             acked.setdefault(row, []).append((first, last))
         rows = self._reader.execute("SELECT id, name, topic, config, born, floor FROM subscriptions ORDER BY id")
-        return [SubscriptionRow(*row[:6], acked=acked.get(row[0], [])) for row in rows.fetchall()]
+        return [SubscriptionRow._make((*row, acked.get(row[0], []))) for row in rows.fetchall()]
 
     def snapshots(self) -> list[SnapshotRow]:
         """All snapshots."""
@@ -256,7 +256,5 @@ def _lock(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise CannotStart(
-            f"the data directory {folder} is in use by another broker; give this one its own --data"
-        ) from None
+        raise CannotStart(f"the data directory {folder} is in use by another broker; give another --data") from None
     return lock

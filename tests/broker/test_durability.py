@@ -1,5 +1,6 @@
 """kill -9 under load: what was acknowledged to a publisher is delivered afterwards, what was not is not required."""
 
+import functools
 import random
 import sqlite3
 import threading
@@ -33,6 +34,9 @@ class Load:
         self._puller = threading.Thread(target=self._pull, args=(subscription,), daemon=True)
         for thread in (*self._publishers, self._puller):
             thread.start()
+
+    def has_accepted(self, count: int) -> bool:
+        return len(self.accepted) >= count
 
     def finish(self) -> None:
         """Publish no more, and pull until all that was accepted came."""
@@ -91,7 +95,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged_to_a_publisher(tmp_path: Pat
         with broker_process(tmp_path) as server:
             load.address = server.address
             goal = len(load.accepted) + chance.randint(1, 1_500)
-            wait_until(lambda goal=goal: len(load.accepted) >= goal)
+            wait_until(functools.partial(load.has_accepted, goal))
             server.kill()
     with broker_process(tmp_path) as server:
         load.address = server.address
