@@ -2,11 +2,12 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 import grpc
 from google.auth.exceptions import GoogleAuthError
 
-from millrace.pipelines.options import EventOptions, problem_with
+from millrace.pipelines.options import EventOptions, problem_with, unknown
 from millrace.sinks.archive import Tables, committer
 from millrace.sinks.delta import open_table
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
@@ -21,12 +22,14 @@ class CannotStartError(Exception):
     """The job cannot start; the message is one line that says what to do."""
 
 
-def options(given: EventOptions) -> None:
-    """Check the values of options.
+def options(given: EventOptions, arguments: Sequence[str]) -> None:
+    """Check the options: that all are known, and their values of use.
 
     Raises:
-        CannotStartError: one cannot be used.
+        CannotStartError: one is not.
     """
+    if strangers := unknown(arguments):
+        raise CannotStartError(f"no such option: {' '.join(strangers)}; see --help.")
     if problem := problem_with(given):
         raise CannotStartError(problem)
 

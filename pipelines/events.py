@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = pipeline_options.view_as(EventOptions)
     try:
         kind = kind_of(pipeline_options.view_as(StandardOptions).runner)
-        check.options(options)
+        check.options(options, given)
         check.subscription(options.subscription)
         tables = Tables(
             archive=options.archive,

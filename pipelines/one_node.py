@@ -18,6 +18,7 @@ from millrace.pipelines.check import CannotStartError
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.progress import Progress
 from millrace.pipelines.runners import why_not_prism
+from millrace.pipelines.upkeep import Upkeep
 from millrace.transforms.read import close_subscribers, draining
 
 _LOG = logging.getLogger(__name__)
@@ -49,10 +50,18 @@ def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.P
 
 
 def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
-    with _signals(options.drain_until_empty) as told, Progress(options.progress_s):
+    tables = [options.archive, options.duplicates, options.dead_letters]
+    with (
+        _signals(options.drain_until_empty) as told,
+        Progress(options.progress_s),
+        Upkeep(options.compact_every_s, tables),
+    ):
         result = pipeline.run()
         try:
-            return _watch(result, prism, told)
+            code = _watch(result, prism, told)
+            if code:
+                _hush()
+            return code
         finally:
             # What is committed is acknowledged; the rest goes back at once instead of when its leases lapse.
             close_subscribers(hand_back=True)
@@ -74,6 +83,12 @@ def _watch(result: Any, prism: Prism, told: "_Told") -> int:
     print(f"millrace events: Prism ended (exit code {prism.exit_code}). Nothing is lost: start the job again.\n"
           f"{prism.log_tail()}", file=sys.stderr)  # fmt: skip
     return 1
+
+
+def _hush() -> None:
+    """Say no more: once Prism goes, every thread of Beam's that talks to it complains at length."""
+    logging.disable()
+    threading.excepthook = lambda _: None
 
 
 class _Told:

@@ -1,6 +1,7 @@
 """The options of the main job, in Beam's way: each says its unit, its default, and the price of another value."""
 
 import argparse
+from collections.abc import Callable, Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -138,7 +139,7 @@ class EventOptions(PipelineOptions):
         )
 
 
-PROBLEMS = (
+PROBLEMS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("order_wait_s", lambda value: value >= 0, "must not be negative"),
     ("order_window_s", lambda value: value >= 1, "must be at least 1"),
     ("shards", lambda value: value >= 1, "must be at least 1"),
@@ -162,3 +163,11 @@ def problem_with(options: EventOptions) -> str | None:
         if not is_good(value):
             return f"--{name} {demand}, got {value:g}"
     return None
+
+
+def unknown(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that neither this job nor Beam knows: Beam would drop them with a warning."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)  # noqa: SLF001  Beam's hook is spelled so
+    return parser.parse_known_args(list(arguments))[1]

@@ -240,11 +240,12 @@ def _joined(batches: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch | None:
 def _firsts(keys: Keys) -> npt.NDArray[np.int64]:
     """Return for each key the number of the first row with its id."""
     _, first, which = np.unique(keys[:, 0], return_index=True, return_inverse=True)
-    return first[which]
+    firsts: npt.NDArray[np.int64] = first[which]
+    return firsts
 
 
 def _is_first(keys: Keys) -> npt.NDArray[np.bool_]:
-    return _firsts(keys) == np.arange(len(keys))
+    return np.equal(_firsts(keys), np.arange(len(keys)))
 
 
 def _as_copies(rows: pa.RecordBatch) -> pa.RecordBatch:

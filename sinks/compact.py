@@ -263,6 +263,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("uri", help="the table: a folder, file:// or gs://bucket/folder")
     parser.add_argument("--target_mib", type=float, default=32, help="size of a merged file; more takes more memory")
+    parser.add_argument("--max_rows", type=int, default=MAX_ROWS, help="rows merged at once; more takes more memory")
     parser.add_argument("--min_files", type=int, default=8, help="leave fewer small files than this for a later run")
     parser.add_argument("--older_than_s", type=float, default=60, help="leave younger files for a later run")
     parser.add_argument(
@@ -283,6 +284,7 @@ def main(arguments: Sequence[str]) -> int:
             target_bytes=int(given.target_mib * 1024 * 1024),
             min_files=given.min_files,
             older_than_s=given.older_than_s,
+            max_rows=given.max_rows,
         )
         if not given.no_vacuum:
             report.vacuumed = vacuum(table, given.retention_hours)

@@ -34,7 +34,8 @@ class RecordBatchCoder(beam.coders.Coder):
 
     def to_type_hint(self) -> type:
         """Return the type that this coder is registered for."""
-        return pa.RecordBatch
+        hint: type = pa.RecordBatch
+        return hint
 
 
 beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
@@ -60,7 +61,8 @@ def codes(column: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
 
 def int64s(column: pa.Array) -> npt.NDArray[np.int64]:
     """Return a column of times (µs) or whole numbers, without nulls, as numpy sees it."""
-    return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    values: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return values
 
 
 def count_by_receipt(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -174,7 +174,7 @@ def _sorted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     rank[pc.sort_indices(keys).to_numpy(zero_copy_only=False)] = np.arange(len(keys))
     user = rank[user]
     occurred, received = int64s(batch.column("occurred_at")), int64s(batch.column("received_at"))
-    rows = np.lexsort((received, occurred, user))
+    rows: npt.NDArray[np.int64] = np.lexsort((received, occurred, user))
     user, occurred, received = user[rows], occurred[rows], received[rows]
     tied = (np.diff(user) == 0) & (np.diff(occurred) == 0) & (np.diff(received) == 0)
     if tied.any():
@@ -198,7 +198,8 @@ def _first_copies(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     if len(distinct) == batch.num_rows:
         return np.arange(batch.num_rows)
     _, first, which = np.unique(source * len(distinct) + message, return_index=True, return_inverse=True)
-    return first[which]
+    firsts: npt.NDArray[np.int64] = first[which]
+    return firsts
 
 
 def _copies(batch: pa.RecordBatch, first: npt.NDArray[np.int64], is_copy: npt.NDArray[np.bool_]) -> pa.RecordBatch:

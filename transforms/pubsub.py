@@ -104,11 +104,12 @@ class SubscriptionClient:
         self._channel.close()
 
     def _call(self, name: str, request: Any, response: Any) -> Callable[..., Any]:
-        return self._channel.unary_unary(
+        call: Callable[..., Any] = self._channel.unary_unary(
             _SERVICE + name,
             request_serializer=_raw(request).SerializeToString,
             response_deserializer=_raw(response).FromString if response else _ignore,
         )
+        return call
 
 
 def _raw(wrapper: Any) -> Any:
