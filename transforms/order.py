@@ -26,8 +26,8 @@ STAGE = "order"
 
 _TIME = pa.timestamp("us", tz="UTC")
 _DAY_US = 86_400_000_000
-_INDEX_BITS = 20
-"""order_index is the window's start in ms, then the place in it: a window of 1 s has room for a billion places."""
+_PLACE_BITS = 11
+"""order_index is released_at in µs, then the place among a user's events of that µs; 63 bits last until 2112."""
 
 
 class Piece(NamedTuple):
@@ -71,11 +71,13 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
     ]
 
 
-def order(pieces: Sequence[pa.RecordBatch], window_us: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Put the pieces of one shard and window in order, and take out the copies.
 
-    The order is (user_key, occurred_at, received_at, message_id, published_at, envelope); of events with one
-    (source_id, message_id) the first stays. It depends on the events alone, not on the pieces or their order.
+    The order is (user_key, released_at, occurred_at, received_at, message_id, ...), which for events in time is that of
+    occurred_at; of events with one (source_id, message_id) the first stays. It depends on the events alone, not on the
+    pieces or their order. order_index follows from released_at, not from the window or the run: an event that a crash
+    held up still has its place among those that were archived before.
 
     Returns:
         The ordered events with `order_index` and `date`, and the copies (schemas.duplicate.BATCH).
@@ -87,7 +89,7 @@ def order(pieces: Sequence[pa.RecordBatch], window_us: int) -> tuple[pa.RecordBa
     copies = _copies(batch, first, is_copy)
     if is_copy.any():
         batch = batch.filter(pa.array(~is_copy))
-    index = (window_us // 1_000 << _INDEX_BITS) + _places(batch)
+    index = (int64s(batch.column("released_at")) << _PLACE_BITS) + _places(batch)
     batch = batch.append_column("order_index", pa.array(index))
     return batch.append_column("date", _days(batch)), copies
 
@@ -149,10 +151,8 @@ class _ReleaseFn(beam.DoFn):
 
 
 class _OrderFn(beam.DoFn):
-    def process(
-        self, group: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
-    ) -> Iterator[Any]:
-        batch, copies = order(list(group[1]), window.start.micros)
+    def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
+        batch, copies = order(list(group[1]))
         late = pc.sum(batch.column("is_late")).as_py() or 0
         count(STAGE, "events_out", batch.num_rows)
         count(STAGE, "late", late)
@@ -173,10 +173,9 @@ def _sorted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     rank = np.empty(len(keys), np.int64)
     rank[pc.sort_indices(keys).to_numpy(zero_copy_only=False)] = np.arange(len(keys))
     user = rank[user]
-    occurred, received = int64s(batch.column("occurred_at")), int64s(batch.column("received_at"))
-    rows: npt.NDArray[np.int64] = np.lexsort((received, occurred, user))
-    user, occurred, received = user[rows], occurred[rows], received[rows]
-    tied = (np.diff(user) == 0) & (np.diff(occurred) == 0) & (np.diff(received) == 0)
+    times = [int64s(batch.column(name)) for name in ("received_at", "occurred_at", "released_at")]
+    rows: npt.NDArray[np.int64] = np.lexsort((*times, user))
+    tied = np.logical_and.reduce([np.diff(key[rows]) == 0 for key in (*times, user)])
     if tied.any():
         unclear = np.flatnonzero(np.append(tied, False) | np.insert(tied, 0, False))
         rows[unclear] = rows[unclear][_sorted_ties(batch.take(pa.array(rows[unclear])), tied, unclear)]
@@ -214,10 +213,10 @@ def _copies(batch: pa.RecordBatch, first: npt.NDArray[np.int64], is_copy: npt.ND
 
 
 def _places(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Number each user's rows from 0; the batch is sorted by user."""
+    """Number the rows of one user and release time from 0; the batch is sorted."""
     user, _ = codes(batch.column("user_key"))
     place = np.arange(len(user))
-    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    starts = np.flatnonzero(np.diff(user, prepend=-1) | np.diff(int64s(batch.column("released_at")), prepend=-1))
     return place - np.repeat(starts, np.diff(np.append(starts, len(user))))
 
 
