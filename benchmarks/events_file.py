@@ -27,10 +27,10 @@ class Written(NamedTuple):
     size_bytes: int
 
 
-def write(path: Path, lines: int, users: int = 20_000, seed: int = 0) -> Written:
+def write(path: Path, lines: int, users: int = 20_000, seed: int = 0, start_ms: int = START_MS) -> Written:
     """Write a file of `lines` events, by event time within 2 s, clocks right, 1 % exact copies.
 
-    The shop's steps repeat every 40,000 lines, with other ids and times.
+    The shop's steps repeat every 40,000 lines, with other ids and times, which begin at `start_ms` since the epoch.
 
     Raises:
         ValueError: no lines.
@@ -50,7 +50,7 @@ def write(path: Path, lines: int, users: int = 20_000, seed: int = 0) -> Written
             if left <= 0:
                 break
             block = templates[number % len(templates)].filled(
-                number * fresh, START_MS + (number + 1) * BLOCK * 1_000 // EVENTS_A_SECOND
+                number * fresh, start_ms + (number + 1) * BLOCK * 1_000 // EVENTS_A_SECOND
             )
             whole = block.split(b"\n")[:fresh]
             whole += whole[-_COPIES:]

@@ -1,7 +1,12 @@
 """Bytewax: JSON lines in, per user order and no duplicates within event-time windows, Parquet out. One worker.
 
 Two workers in one process are slower: they share Python's lock. The decoder is Millrace's (msgspec, typed), and rows
-are written in large files: what is measured is the keyed, windowed part.
+are written in large files: what is measured is the keyed, windowed part. Two clocks:
+
+replay   only events close windows: a user's window waits for the user's next event, or for the end of the file. The
+         quickest way, and complete; but a quiet user's events would never come out of an endless stream
+live     as for an endless stream: the wall clock closes windows too. Event time runs at 10,000/s from now on, and what
+         the flow is too slow for is late, and dropped
 """
 
 import argparse
@@ -31,6 +36,7 @@ from benchmarks.peers.report import SCHEMA, Report, peak_rss_mb, rows_in
 
 WINDOW = timedelta(seconds=10)
 WAIT = timedelta(seconds=10)
+_START = datetime(2026, 1, 1, tzinfo=UTC)
 _ROWS_A_FILE = 50_000
 _NOTHING = msgspec.Raw()
 
@@ -73,14 +79,16 @@ def ordered(window: tuple[str, tuple[int, list[Event]]]) -> Iterable[Event]:
     return sorted({event.message_id: event for event in reversed(events)}.values(), key=_by_time)
 
 
-def flow(source: Path, folder: Path) -> Dataflow:
-    """Build the dataflow."""
+def flow(source: Path, folder: Path, *, wall_clock: bool) -> Dataflow:
+    """Build the dataflow; without the wall clock only the events' own time closes windows."""
     built = Dataflow("peer")
     lines = op.input("read", built, FileSource(source, batch_size=1_000))
     events = op.map("decode", lines, msgspec.json.Decoder(Event).decode)
     keyed = op.key_on("user", events, attrgetter("user_key"))
-    clock = windowing.EventClock(attrgetter("occurred_at"), wait_for_system_duration=WAIT)
-    windower = windowing.TumblingWindower(length=WINDOW, align_to=datetime(2026, 1, 1, tzinfo=UTC))
+    clock = windowing.EventClock(attrgetter("occurred_at"), WAIT)
+    if not wall_clock:
+        clock.now_getter, clock.to_system_utc = lambda: _START, lambda _: None
+    windower = windowing.TumblingWindower(length=WINDOW, align_to=_START)
     windows = windowing.collect_window("window", keyed, clock, windower)
     op.output("write", op.flat_map("order", windows.down, ordered), _Files(folder))
     return built
@@ -128,27 +136,34 @@ class _File(StatelessSinkPartition[Event]):
         pq.write_table(pa.table(arrays, schema=SCHEMA), self._folder / next(self._names), compression="zstd")
 
 
-def run(source: Path, folder: Path, events: int) -> Report:
+def run(source: Path, folder: Path, events: int, *, wall_clock: bool = False) -> Report:
     """Do the job once, in this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    built = flow(source, folder)
+    built = flow(source, folder, wall_clock=wall_clock)
     began_s = time.perf_counter()
     run_main(built)  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - began_s
-    return Report(f"Bytewax {version('bytewax')}", events, round(seconds, 3), rows_in(folder), peak_rss_mb())
+    system = f"Bytewax {version('bytewax')}, {'live' if wall_clock else 'replay'}"
+    return Report(system, events, round(seconds, 3), rows_in(folder), peak_rss_mb())
 
 
 def main() -> int:
     """Run from the command line, on a file of its own where none is given."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.bytewax_flow", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.bytewax_flow",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--events", type=int, default=300_000, help="lines in the file (%(default)s)")
     parser.add_argument("--source", type=Path, help="JSON lines, written before (makes its own)")
+    parser.add_argument("--live", action="store_true", help="the wall clock closes windows (only events do)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         source = options.source or Path(scratch, "events.ndjson")
         if options.source is None:
-            events_file.write(source, options.events)
-        run(source, Path(scratch, "out"), options.events).print()
+            start_ms = int(time.time() * 1_000) if options.live else events_file.START_MS
+            events_file.write(source, options.events, start_ms=start_ms)
+        run(source, Path(scratch, "out"), options.events, wall_clock=options.live).print()
     return 0
 
 
