@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from millrace.broker.chaos import Chaos
 from millrace.broker.committer import Committer
 from millrace.broker.dead_letters import forward
-from millrace.broker.errors import exists, invalid, not_found, precondition
+from millrace.broker.errors import Refused, exists, invalid, not_found, precondition
 from millrace.broker.ordering import Pending
 from millrace.broker.resources import Snapshot, Subscription, Topic
 from millrace.broker.store import TOPIC_SPAN, SnapshotRow, Store, SubscriptionRow, TopicRow, Write
@@ -276,9 +277,14 @@ class Hub:
                 self._save()
             if now >= upkeep_at:
                 upkeep_at = now + UPKEEP_S
-                retain(self)
-                if trim(self, self._committer):
-                    upkeep_at = now  # there is more to delete: go on at the next tick
+                try:
+                    retain(self)
+                    if trim(self, self._committer):
+                        upkeep_at = now  # there is more to delete: go on at the next tick
+                except sqlite3.Error:
+                    log.exception("the broker's store could not be tidied up")  # redeliveries go on all the same
+                with contextlib.suppress(Refused):  # one piece after the other, so that publishers get in between
+                    await asyncio.shield(self._committer.commit())
 
     def _save(self) -> None:
         for subscription in self.subscriptions.values():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from millrace.broker.hub import Hub
     from millrace.broker.resources import Topic
 
-TRIM_BATCHES = 200  # deleted in one transaction: publishers wait behind it
+TRIM_BYTES = 8 << 20  # deleted in one transaction: publishers wait behind it
 
 
 def retain(hub: "Hub") -> None:
@@ -36,19 +36,17 @@ def trim(hub: "Hub", committer: "Committer") -> bool:
     for topic in (*hub.topics.values(), *list(hub.gone.values())):
         needed = _needed_from(hub, topic, now_s)
         if needed > topic.trimmed:
-            end = hub.store.nth_batch_end(topic.trimmed, needed, TRIM_BATCHES)
+            end = hub.store.piece_end(topic.trimmed, needed, TRIM_BYTES)
             if end is None:  # the whole rest goes, but for a batch that reaches over the border
                 topic.trimmed = end = needed
             else:
                 topic.trimmed = end
                 more = True
             committer.add("DELETE FROM batches WHERE id >= ? AND id < ? AND id + count <= ?", (topic.first, end, end))
-            committer.commit()
         if topic.deleted and not topic.subscriptions and not topic.snapshots and not more:
             del hub.gone[topic.row]
             committer.add("DELETE FROM batches WHERE id >= ? AND id < ?", (topic.first, topic.first + TOPIC_SPAN))
             committer.add("DELETE FROM topics WHERE id = ?", (topic.row,))
-            committer.commit()
     return more
 
 
