@@ -19,6 +19,7 @@ from millrace.local.shop import Expected, Habits, Sent, Shop
 from millrace.schemas import envelope
 from millrace.schemas.dead_letter import Reason
 from millrace.schemas.event import TYPES
+from millrace.transforms.decode import decode_envelopes
 
 NOON = 1_764_158_400.0
 NOTHING_WRONG = Habits(duplicates=0, broken=0, late=0, delayed=0, slow=0, shuffled=0)
@@ -109,6 +110,16 @@ def test_expectations_add_up_to_an_independent_reading(sents: list[Sent]) -> Non
     assert expected.message_ids == set(ids)
     assert (expected.copies, expected.broken) == (len(ids) - len(set(ids)), broken)
     assert expected.records == sum(sent.events for sent in sents) == len(ids) + broken
+
+
+def test_the_decode_stage_agrees_body_by_body() -> None:
+    for number, sent in enumerate(traffic(4_000, users=2_000, habits=Habits(broken=0.05))):
+        now_us = int(datetime.fromisoformat(sent.attributes[envelope.RECEIVED_AT]).timestamp() * 1e6)
+        arrived = envelope.Envelope(sent.body, sent.attributes, str(number), now_us, now_us)
+        decoded = decode_envelopes([arrived], now_us)
+        rows = sorted(decoded.batch.to_pylist(), key=lambda row: int(row["envelope_index"]))
+        assert tuple(row["message_id"] for row in rows) == sent.message_ids
+        assert tuple(Reason(letter["reason"]) for letter in decoded.letters.to_pylist()) == sent.reasons
 
 
 def test_shares_and_sizes_are_as_advertised(sents: list[Sent]) -> None:

@@ -26,6 +26,7 @@ from millrace.local.shop import Expected, Habits, Sent, Shop
 from millrace.local.templates import PreparedRequests
 from millrace.local.traffic import PreparedSource, ShopRequests, Traffic
 from millrace.schemas import envelope
+from tests.support.pubsub import PubSub, Server, bodies
 
 TOPIC = "projects/local/topics/events"
 _PublishRequest: Any = type(PublishRequest.pb(PublishRequest()))
@@ -143,6 +144,21 @@ def test_the_brokers_answer_comes_with_what_it_answers(broker: Broker) -> None:
     assert sum(bodies for bodies, _ in answered) == counts.messages == len(broker.bodies)
     for bodies, answer in answered:
         assert len(_PublishResponse.FromString(answer).message_ids) == bodies
+
+
+def test_a_real_broker_hands_out_what_was_published(pubsub_server: Server) -> None:
+    with PubSub(pubsub_server.address) as pubsub:
+        topic = pubsub.create_topic()
+        subscription = pubsub.create_subscription(topic)
+        shop = Recorded()
+        running = Traffic(ShopRequests(shop, topic), topic, 1_000, remember=True).start()
+        until(lambda: running.counts().events > 500)
+        counts = running.stop()
+        received = pubsub.pull_until(subscription, counts.messages)
+        assert pubsub.pull(subscription, at_once=True) == []
+    assert total(shop, bodies(received)) == running.acknowledged
+    for message in (one.message for one in received):
+        assert dict(message.attributes) == shop.by_body[message.data].attributes
 
 
 def test_an_answer_of_unavailable_is_retried_and_may_have_arrived(broker: Broker) -> None:
