@@ -4,6 +4,7 @@ Sixteen bytes an id: 96 bits say which event, 32 say which delivery of it. Sorte
 grow and dropped as they age, so that neither a look-up nor an entry costs a Python object.
 """
 
+import bisect
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -58,6 +59,10 @@ class _Run(NamedTuple):
     bucket: int
 
 
+def _bucket_of(run: _Run) -> int:
+    return run.bucket
+
+
 class RecentIds:
     """The keys of the last `horizon_s` seconds. One thread may add while others find.
 
@@ -69,7 +74,7 @@ class RecentIds:
     def __init__(self, horizon_s: float, keys_of: Callable[[pa.RecordBatch], Keys] = event_keys) -> None:
         self.keys_of = keys_of
         self._bucket_us = max(1, round(horizon_s * 1_000_000 / _BUCKETS))
-        self._runs: list[_Run] = []
+        self._runs: list[_Run] = []  # by bucket
 
     def __len__(self) -> int:
         return sum(len(run.keys) for run in self._runs)
@@ -77,14 +82,16 @@ class RecentIds:
     def add(self, keys: Keys, at_us: int) -> None:
         """Enter keys that were committed with the release window that began at at_us; forget what is past."""
         bucket = at_us // self._bucket_us
-        newest = max([bucket, *(run.bucket for run in self._runs)])
-        runs = [run for run in self._runs if run.bucket >= newest - _BUCKETS]
+        # What this window has left behind, and no more: a backlog may be older than all that is remembered.
+        runs = [run for run in self._runs if run.bucket >= bucket - _BUCKETS]
         if len(keys):
-            runs.append(_Run(_sorted(keys), bucket))
-        # Merge neighbours of like size, so that runs stay few and each key is moved only a few times.
-        while len(runs) > 1 and self._may_merge(runs[-2], runs[-1]):
-            last, before = runs.pop(), runs.pop()
-            runs.append(_Run(_sorted(np.concatenate([before.keys, last.keys])), last.bucket))
+            place = bisect.bisect_right(runs, bucket, key=_bucket_of)
+            runs.insert(place, _Run(_sorted(keys), bucket))
+            # Merge neighbours of like size, so that runs stay few and each key is moved only a few times.
+            while place and self._may_merge(runs[place - 1], runs[place]):
+                place -= 1
+                both = np.concatenate([runs[place].keys, runs.pop(place + 1).keys])
+                runs[place] = _Run(_sorted(both), bucket)
         self._runs = runs  # at once, so that another thread sees the old ones or the new
 
     def find(self, keys: Keys) -> npt.NDArray[np.int8]:
