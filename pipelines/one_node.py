@@ -21,9 +21,8 @@ from millrace.pipelines.runners import why_not_prism
 from millrace.pipelines.upkeep import Upkeep
 from millrace.transforms.read import close_subscribers, draining
 
-_LOG = logging.getLogger(__name__)
-
-_LOOK_S = 0.1
+_LOOK_S = 0.25
+_AGAIN = "Nothing is lost: start it again."
 _ENDED = {"DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"}
 
 
@@ -56,32 +55,57 @@ def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
         Progress(options.progress_s),
         Upkeep(options.compact_every_s, tables),
     ):
-        result = pipeline.run()
         try:
-            code = _watch(result, prism, told)
-            if code:
-                _hush()
-            return code
+            code = _watch(_Submission(pipeline), prism, told)
         finally:
             # What is committed is acknowledged; the rest goes back at once instead of when its leases lapse.
             close_subscribers(hand_back=True)
+        if code:
+            _hush()
+        return code
 
 
-def _watch(result: Any, prism: Prism, told: "_Told") -> int:
+class _Submission:
+    """The job at Prism, watched by a thread of its own: Beam's calls wait for ever on a Prism that has gone."""
+
+    def __init__(self, pipeline: beam.Pipeline) -> None:
+        self._pipeline = pipeline
+        self.state = "UNSPECIFIED"
+        self.failure: Exception | None = None
+        threading.Thread(target=self._run, name="millrace-job", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            result: Any = self._pipeline.run()
+            while self.state not in _ENDED:
+                self.state = result.state
+                time.sleep(_LOOK_S)
+        except Exception as error:  # noqa: BLE001  for the main thread, which knows whether Prism is to blame
+            self.failure = error
+
+
+def _watch(job: _Submission, prism: Prism, told: "_Told") -> int:
     while prism.exit_code is None:
         if told.twice.is_set():
             print("Ending now; what was not archived goes back to Pub/Sub.", file=sys.stderr, flush=True)
             return 130
-        state = result.state
-        if state in _ENDED:
-            if state == "DONE" and told.once.is_set():
-                return 0
-            print(f"millrace events: the job ended by itself ({state}); see {cache_dir() / 'prism.log'}. "
-                  "Nothing is lost: start it again.", file=sys.stderr)  # fmt: skip
+        if job.state == "DONE" and told.once.is_set():
+            return 0
+        if job.state in _ENDED:
+            log = cache_dir() / "prism.log"
+            print(f"millrace events: the job ended by itself ({job.state}); see {log}. {_AGAIN}", file=sys.stderr)
             return 1
+        if job.failure is not None:
+            time.sleep(1)  # the call fails a moment before the process that caused it is gone
+            if prism.exit_code is None:
+                raise job.failure
         time.sleep(_LOOK_S)
-    print(f"millrace events: Prism ended (exit code {prism.exit_code}). Nothing is lost: start the job again.\n"
-          f"{prism.log_tail()}", file=sys.stderr)  # fmt: skip
+    return _gone(prism)
+
+
+def _gone(prism: Prism) -> int:
+    tail = prism.log_tail()
+    print(f"millrace events: Prism ended (exit code {prism.exit_code}). {_AGAIN}\n{tail}".rstrip(), file=sys.stderr)
     return 1
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from millrace.broker import protocol as pb
+from tests.support.gcs import gcs_server
 from tests.support.job import running_job
-from tests.support.pubsub import PubSub, Server, wait_until
+from tests.support.pubsub import PubSub, Server, broker_process, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -122,3 +123,20 @@ def test_a_lease_that_ran_out_neither_loses_nor_doubles_an_event(pubsub_server: 
     assert sorted(rows.column("message_id").to_pylist()) == sorted(ids)
     oldest, newest = min(rows.column("published_at").to_pylist()), max(rows.column("released_at").to_pylist())
     assert newest - oldest < timedelta(seconds=60)
+
+
+def test_the_archive_may_be_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with broker_process(tmp_path / "broker") as server, gcs_server("millrace-test") as storage:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.endpoint.removeprefix("http://"))
+        pubsub = PubSub(server.address)
+        topic = pubsub.create_topic()
+        subscription = pubsub.create_subscription(topic)
+        bodies = [json.dumps(track(f"m{number}", now_ms() + number)).encode() for number in range(20)]
+        pubsub.publish(topic, *bodies, bodies[3], b"{")
+        with running_job(tmp_path, server.address, subscription, root="gs://millrace-test/events") as job:
+            job.wait_for(archived=20, dead_letters=1)
+            assert job.drain() == 0
+        archived = job.rows("archive").sort_by("order_index").column("message_id").to_pylist()
+        assert archived == [f"m{number}" for number in range(20)]
+        assert job.rows("duplicates").column("message_id").to_pylist() == ["m3"]
+        assert job.rows("dead_letters").column("payload").to_pylist() == [b"{"]

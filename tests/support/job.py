@@ -18,13 +18,14 @@ SPECS = {"archive": ARCHIVE, "duplicates": DUPLICATES, "dead_letters": DEAD_LETT
 
 
 class Job:
-    """`python -m millrace.pipelines.events` on one node, its tables in `data`, with a short order wait."""
+    """`python -m millrace.pipelines.events` on one node, its tables in `root` or `data`, with a short order wait."""
 
-    def __init__(self, data: Path, address: str, subscription: str, *options: str) -> None:
+    def __init__(self, data: Path, address: str, subscription: str, *options: str, root: str = "") -> None:
         self.data = data
+        self._root = root or str(data)
         self._log = data / "job.log"
         data.mkdir(parents=True, exist_ok=True)
-        tables = [f"--{name}={data / name}" for name in SPECS]
+        tables = [f"--{name}={self._root}/{name}" for name in SPECS]
         defaults = ["--order_wait_s=2", "--order_window_s=1", "--progress_s=1"]
         self._command = [sys.executable, "-m", "millrace.pipelines.events", f"--subscription={subscription}"]
         self._command += [*tables, *defaults, *options]
@@ -52,7 +53,9 @@ class Job:
         """The process id of its Prism, None where there is none (yet)."""
         for child in _children(self.pid):
             with contextlib.suppress(OSError):
-                if "prism" in Path(f"/proc/{child}/exe").readlink().name:
+                is_prism = "prism" in Path(f"/proc/{child}/exe").readlink().name
+                # Not the one that is only asked for its version, before the real one starts.
+                if is_prism and b"--job_port=" in Path(f"/proc/{child}/cmdline").read_bytes():
                     return child
         return None
 
@@ -74,7 +77,7 @@ class Job:
 
     def rows(self, name: str) -> pa.Table:
         """What one of its tables holds now."""
-        return read_table(self.data / name, name)
+        return read_table(f"{self._root}/{name}", name)
 
     def wait_for(self, archived: int = 0, dead_letters: int = 0, timeout_s: float = 90.0) -> None:
         """Wait until its tables hold at least so many rows."""
@@ -87,18 +90,16 @@ class Job:
         wait_until(enough, timeout_s, f"{archived} rows in {self.data}; the job printed:\n{self.log()[-2_000:]}")
 
 
-def read_table(folder: Path, name: str) -> pa.Table:
+def read_table(uri: str, name: str) -> pa.Table:
     """Return all rows of a table; none where it does not exist yet."""
-    if not (folder / "_delta_log").exists():
-        return SPECS[name].schema.empty_table()
-    table = open_table(str(folder), SPECS[name])
+    table = open_table(uri, SPECS[name])
     return table.delta.to_pyarrow_table().select(SPECS[name].schema.names)
 
 
 @contextlib.contextmanager
-def running_job(data: Path, address: str, subscription: str, *options: str) -> Iterator[Job]:
+def running_job(data: Path, address: str, subscription: str, *options: str, root: str = "") -> Iterator[Job]:
     """Run the job; killed at the end, with its Prism, whatever happened in between."""
-    job = Job(data, address, subscription, *options)
+    job = Job(data, address, subscription, *options, root=root)
     job.start()
     try:
         yield job
