@@ -1,8 +1,8 @@
 """Commit: what one release window brought becomes one Delta commit, exactly once, and only then is acknowledged.
 
-The order of steps is what the guarantee rests on: files, then the archive's commit, then the duplicates', then the
-index of recent ids, then the receipts. A crash between any two leaves messages unacknowledged; Pub/Sub delivers them
-again, and what a commit already holds is recognised by the index, which a new process rebuilds from the tables.
+The order of steps is what the guarantee rests on: files, then the archive's commit, then the duplicates', each entered
+in the index of recent ids at once, then the receipts. A crash between any two leaves messages unacknowledged; Pub/Sub
+delivers them again, and the index, which a new process rebuilds from the tables, tells what a commit already holds.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from millrace.schemas.event import RECEIPT
 from millrace.sinks.delta import Table
 from millrace.sinks.parquet import DataFile
 from millrace.sinks.recent_ids import COPY, NEW, REDELIVERED, Keys, RecentIds
+from millrace.sinks.storage import StorageError
 from millrace.transforms.batches import concat, count_by_receipt
 from millrace.transforms.receipts import LEDGER, Counts
 
@@ -68,6 +69,17 @@ class Index(NamedTuple):
     letters: RecentIds
 
 
+class _Entry(NamedTuple):
+    """What a commit adds to the index."""
+
+    ids: RecentIds
+    keys: Sequence[Keys]
+
+    def make(self, window_us: int) -> None:
+        for keys in self.keys:
+            self.ids.add(keys, window_us)
+
+
 class Committer:
     """The one writer of commits in a process. Safe to share: one window is committed at a time.
 
@@ -86,7 +98,10 @@ class Committer:
         self._dead_letters = dead_letters
         self._index = index
         self._run_id = run_id
+        # A sequence of its own: another committer of this run would start from 1 again, and be taken for a repeat.
+        self._sequence = f"{run_id}/{uuid.uuid4().hex}"
         self._numbers = itertools.count(1)
+        self._doubts: list[tuple[Table, int, _Entry, int]] = []  # commits that failed, perhaps after they had gone in
         self._lock = threading.Lock()
 
     def write_ahead(self, batch: pa.RecordBatch) -> Part:
@@ -110,6 +125,7 @@ class Committer:
             StorageError: the storage refused it; nothing was settled.
         """
         with self._lock:
+            self._resolve_doubts()
             rows = _joined([part.rows for part in parts])
             copies = _joined([part.copies for part in parts])
             written = [part.written for part in parts if part.written is not None]
@@ -139,15 +155,13 @@ class Committer:
             count = copies.num_rows if copies is not None else 0
             result = Committed(total, late, count, arrived - total - count)
             if files:
-                self._commit(self._archive, files, window_us, {"late": late, "duplicates": count})
+                entry = _Entry(self._index.events, keys) if self._index is not None else None
+                self._commit(self._archive, files, window_us, {"late": late, "duplicates": count}, entry)
             if copies is not None and copies.num_rows:
+                ids = self._index.duplicates if self._index is not None else None
+                entry = _Entry(ids, [ids.keys_of(copies)]) if ids is not None else None
                 table = pa.table(copies).select(duplicate.SCHEMA.names)
-                self._commit(self._duplicates, self._duplicates.write(table, uuid.uuid4().hex), window_us, {})
-            if self._index is not None:
-                for each in keys:
-                    self._index.events.add(each, window_us)
-                if copies is not None:
-                    self._index.duplicates.add(self._index.duplicates.keys_of(copies), window_us)
+                self._commit(self._duplicates, self._duplicates.write(table, uuid.uuid4().hex), window_us, {}, entry)
         _settle(receipts)
         return result
 
@@ -158,29 +172,45 @@ class Committer:
             StorageError: the storage refused it; nothing was settled.
         """
         with self._lock:
+            self._resolve_doubts()
             letters = concat(batches)
             receipts = [count_by_receipt(letters)]
             arrived = letters.num_rows
+            entry = None
             if self._index is not None:
                 keys = self._index.letters.keys_of(letters)
                 new = (self._index.letters.find(keys) == NEW) & _is_first(keys)
-                letters, keys = letters.filter(pa.array(new)), keys[new]
+                letters, entry = letters.filter(pa.array(new)), _Entry(self._index.letters, [keys[new]])
             if letters.num_rows:
                 table = pa.table(letters).select(dead_letter.SCHEMA.names).sort_by("refused_at")
-                self._commit(self._dead_letters, self._dead_letters.write(table, uuid.uuid4().hex), window_us, {})
-            if self._index is not None:
-                self._index.letters.add(keys, window_us)
+                files = self._dead_letters.write(table, uuid.uuid4().hex)
+                self._commit(self._dead_letters, files, window_us, {}, entry)
         _settle(receipts)
         return Committed(letters.num_rows, 0, 0, arrived - letters.num_rows)
 
-    def _commit(self, table: Table, files: Sequence[DataFile], window_us: int, counts: dict[str, int]) -> None:
+    def _commit(
+        self, table: Table, files: Sequence[DataFile], window_us: int, counts: dict[str, int], entry: _Entry | None
+    ) -> None:
         # With an index a retry finds its rows committed, so a number is enough. Without one, a retry is recognised by
         # its window: a runner gives one window's records once, the same ones again when it retries.
-        app_id, version = (
-            (self._run_id, next(self._numbers)) if self._index is not None else (f"{self._run_id}/{window_us}", 0)
-        )
-        window_s = window_us / 1_000_000
-        table.commit(files, app_id=app_id, version=version, counts=counts, metadata={"window_start_s": window_s})
+        app_id, version = (self._sequence, next(self._numbers)) if entry else (f"{self._run_id}/{window_us}", 0)
+        metadata = {"window_start_s": window_us / 1_000_000}
+        try:
+            table.commit(files, app_id=app_id, version=version, counts=counts, metadata=metadata)
+        except StorageError:
+            if entry:
+                self._doubts.append((table, version, entry, window_us))
+            raise
+        if entry:
+            entry.make(window_us)
+
+    def _resolve_doubts(self) -> None:
+        """Find out whether commits that failed are in nevertheless, before their rows are looked up again."""
+        while self._doubts:
+            table, version, entry, window_us = self._doubts[0]
+            if (table.committed_version(self._sequence) or 0) >= version:
+                entry.make(window_us)
+            self._doubts.pop(0)
 
     def _without_repeats(self, written: Sequence[Written]) -> tuple[list[Written], list[pa.RecordBatch]]:
         """Take apart the files that hold what another commit, or another file of this one, holds: a rare race."""
@@ -228,8 +258,11 @@ class Committer:
         copies = copies.filter(pc.invert(pc.fill_null(same, False)))
         if self._index is None or not copies.num_rows:
             return copies
+        # A copy may be the archived event itself, when it is delivered again beside a copy that sorts before it.
+        archived = self._index.events.find(self._index.events.keys_of(copies)) == REDELIVERED
         keys = self._index.duplicates.keys_of(copies)
-        return copies.filter(pa.array((self._index.duplicates.find(keys) == NEW) & _is_first(keys)))
+        new = (self._index.duplicates.find(keys) == NEW) & _is_first(keys) & ~archived
+        return copies.filter(pa.array(new))
 
 
 def _joined(batches: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch | None:

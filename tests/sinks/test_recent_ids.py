@@ -148,7 +148,7 @@ def test_an_id_takes_sixteen_bytes():
 
 
 @pytest.mark.parametrize(
-    "second", [lambda n: n // 100, lambda n: n * 7 % 9, lambda n: 0], ids=["rising", "mixed", "one"]
+    "second", [lambda n: n // 100, lambda n: n * 7 % 9, lambda n: n * 0], ids=["rising", "mixed", "one"]
 )
 def test_a_look_up_searches_few_runs_however_many_adds_there_were(second):
     ids = RecentIds(HORIZON_S)

@@ -1,0 +1,137 @@
+"""Windows of events for the tests of commits: what the ordering stage would hand over, and who waits for its ack."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.schemas import dead_letter
+from millrace.sinks import archive, commit
+from millrace.sinks.archive import Tables
+from millrace.sinks.commit import Committed, Committer, Part
+from millrace.sinks.delta import open_table
+from millrace.sinks.storage import StorageError
+from millrace.sinks.tables import SPECS
+from millrace.transforms.order import order, release
+from millrace.transforms.receipts import Ledger
+from tests.support.batches import NOON_US, batch
+
+WINDOW_US = 5_000_000
+Row = dict[str, Any]
+
+
+def parts_of(rows: Sequence[Row], committer: Committer, shards: int = 3) -> list[Part]:
+    """Return the parts of rows that leave in one window, as `WriteFiles` and `Copies` make them."""
+    pieces = release(batch(rows), wait_us=0, window_us=WINDOW_US, shards=shards)
+    assert len({piece.window_us for piece in pieces}) <= 1, "rows of several windows"
+    parts = []
+    for shard in sorted({piece.shard for piece in pieces}):
+        ordered, copies = order([piece.batch for piece in pieces if piece.shard == shard])
+        parts.append(committer.write_ahead(ordered))
+        if copies.num_rows:
+            parts.append(Part(copies=copies))
+    return parts
+
+
+def letters(rows: Sequence[Row]) -> pa.RecordBatch:
+    """Return dead letters in the places of rows."""
+    full = [
+        {"payload": row["message_id"].encode(), "attributes": None, "stage": "decode", "reason": "empty",
+         "message": "empty", "source_id": "shop", "refused_at": row["arrived_at"],
+         "date": row["arrived_at"] // 86_400_000_000}
+        | {name: row[name] for name in ("envelope_id", "envelope_index", "published_at", "receipt")}
+        for row in rows
+    ]  # fmt: skip
+    columns = []
+    for field in dead_letter.BATCH:
+        values = pa.array([row[field.name] for row in full], _plain(field.type))
+        columns.append(values.cast(field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=dead_letter.BATCH)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return pa.int64() if pa.types.is_timestamp(kind) else pa.int32() if pa.types.is_date(kind) else kind
+
+
+class Desk:
+    """A committer on tables in a folder, and a ledger of its own that says what may be acknowledged."""
+
+    def __init__(self, folder: Path, *, alone: bool = True, horizon_s: float = 600.0) -> None:
+        names = {name: str(folder / name) for name in ("archive", "duplicates", "dead_letters")}
+        self.folder = folder
+        self.tables = Tables(**names, alone=alone, horizon_s=horizon_s)
+        self.ledger = Ledger()
+        self._deliveries = 0
+
+    @property
+    def committer(self) -> Committer:
+        """The committer of the process that lives now."""
+        return archive.committer(self.tables)
+
+    def restart(self) -> None:
+        """Die and come back: the index and the receipts are gone, the tables stay."""
+        archive._COMMITTERS.pop(self.tables, None)
+        self.ledger = Ledger()
+
+    def deliver(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows with a receipt for each delivered envelope; its ack id is `delivery/envelope`."""
+        self._deliveries += 1
+        by_envelope: dict[str, list[Row]] = {}
+        for row in rows:
+            by_envelope.setdefault(row["envelope_id"], []).append(row)
+        ack_ids = [f"{self._deliveries}/{envelope}" for envelope in by_envelope]
+        first = self.ledger.open(ack_ids, [1] * len(ack_ids), 1e9, NOON_US)
+        receipts = {envelope: first + number for number, envelope in enumerate(by_envelope)}
+        counts = [len(each) for each in by_envelope.values()]
+        self.ledger.expect(np.arange(first, first + len(counts)), np.array(counts, np.int64))
+        return [{**row, "receipt": receipts[row["envelope_id"]]} for row in rows]
+
+    def commit(self, parts: Sequence[Part], window_us: int = NOON_US) -> Committed:
+        """Commit the parts of a window."""
+        with mock.patch.object(commit, "LEDGER", self.ledger):
+            return self.committer.commit_events(parts, window_us)
+
+    def window(self, *rows: Row, window_us: int = NOON_US) -> Committed:
+        """Deliver rows and commit them as one window."""
+        return self.commit(parts_of(self.deliver(rows), self.committer), window_us)
+
+    def refuse(self, *rows: Row, window_us: int = NOON_US) -> Committed:
+        """Deliver rows and commit them as dead letters, in two batches."""
+        given = self.deliver(rows)
+        halves = [letters(half) for half in (given[: len(given) // 2], given[len(given) // 2 :]) if half]
+        with mock.patch.object(commit, "LEDGER", self.ledger):
+            return self.committer.commit_letters(halves, window_us)
+
+    def acked(self) -> list[str]:
+        """Return what became ready to acknowledge since the last call: `delivery/envelope`."""
+        return sorted(self.ledger.take_ready())
+
+    def table(self, name: str) -> pa.Table:
+        """Return all rows of a table."""
+        (spec,) = (spec for spec in SPECS if spec.name == name.replace("_", " "))
+        return open_table(str(self.folder / name), spec).delta.to_pyarrow_table().select(spec.schema.names)
+
+    def places(self, name: str) -> list[tuple[str, str, int]]:
+        """Return (id, envelope, index) of every row of a table, sorted; of a dead letter its payload is the id."""
+        id_ = "payload" if name == "dead_letters" else "message_id"
+        rows = self.table(name).select([id_, "envelope_id", "envelope_index"]).to_pylist()
+        found = [(row[id_], row["envelope_id"], row["envelope_index"]) for row in rows]
+        return sorted((id_.decode() if isinstance(id_, bytes) else id_, *place) for id_, *place in found)
+
+    @contextlib.contextmanager
+    def failing(self, name: str, *, after: bool = False) -> Iterator[None]:
+        """Let every commit to a table raise StorageError: before it went in, or after."""
+        table = getattr(self.committer, f"_{name}")
+        real = table.commit
+
+        def fail(*arguments: Any, **named: Any) -> bool:
+            if after:
+                assert real(*arguments, **named)
+            raise StorageError("the store is away")
+
+        with mock.patch.object(table, "commit", fail):
+            yield
