@@ -19,6 +19,10 @@ _PULL_BYTES = 8 * 1024 * 1024  # aimed at, so that one pull never holds a hundre
 _PULL_WAIT_S = 5.0
 _FULL_WAIT_S = 0.02
 _IDLE_AFTER_S = 0.2  # a pull that waits longer than this found the subscription empty
+_BEHIND_US = 5_000_000
+_IDLE_BEHIND_S = 2.0
+"""In a backlog a pull may be slow (8 MB over a thin line): taken for an empty subscription, it would make all that is
+left of the backlog late."""
 _KEEPER_PERIOD_S = 0.1
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 _COMPLAIN_EVERY_S = 30.0
@@ -101,7 +105,9 @@ class Subscriber:
         with self._lock:
             if self._queue:
                 return min(pulled.oldest_us for pulled in self._queue)
-            return now_us if self.idle_for_s() else self._newest_taken_us
+            is_behind = now_us - self._newest_taken_us > _BEHIND_US
+            is_empty = self.idle_for_s() >= (_IDLE_BEHIND_S if is_behind else _IDLE_AFTER_S)
+            return now_us if is_empty else self._newest_taken_us
 
     def idle_for_s(self) -> float:
         """Return for how long every pull has waited for a message, past the time that an answer takes; else 0."""
@@ -116,7 +122,8 @@ class Subscriber:
 
     def stopped_and_empty(self) -> bool:
         """Say whether nothing more will ever be there to take."""
-        return self._no_more_pulls.is_set() and not self._queue and not any(t.is_alive() for t in self._pullers)
+        # The threads first: the last thing that one does may be to enqueue.
+        return self._no_more_pulls.is_set() and not any(t.is_alive() for t in self._pullers) and not self._queue
 
     def close(self, *, hand_back: bool) -> None:
         """Stop; acknowledge what is settled; with hand_back, return all that is open for another reader."""
