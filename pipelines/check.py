@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import grpc
 from google.auth.exceptions import GoogleAuthError
 
-from millrace.pipelines.options import EventOptions, problem_with, unknown
+from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer
 from millrace.sinks.delta import open_table
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 
 _NAME = re.compile(
-    r"projects/(?P<project>[a-z][a-z0-9-]{4,28}[a-z0-9])/subscriptions/(?P<name>[A-Za-z][\w.~+%-]{2,254})"
+    # Any project: emulators take short ones, and old companies' have a domain in front. Pub/Sub knows which exist.
+    r"projects/(?P<project>[^/\s]+)/subscriptions/(?P<name>[A-Za-z][\w.~+%-]{2,254})",
+    re.ASCII,
 )
 
 
@@ -22,14 +24,22 @@ class CannotStartError(Exception):
     """The job cannot start; the message is one line that says what to do."""
 
 
-def options(given: EventOptions, arguments: Sequence[str]) -> None:
-    """Check the options: that all are known, and their values of use.
+def arguments(given: Sequence[str]) -> None:
+    """Check that all arguments are known and can be read.
 
     Raises:
         CannotStartError: one is not.
     """
-    if strangers := unknown(arguments):
-        raise CannotStartError(f"no such option: {' '.join(strangers)}; see --help.")
+    if problem := problem_with_arguments(given):
+        raise CannotStartError(problem)
+
+
+def options(given: EventOptions) -> None:
+    """Check that the values of the options are of use.
+
+    Raises:
+        CannotStartError: one is not.
+    """
     if problem := problem_with(given):
         raise CannotStartError(problem)
 

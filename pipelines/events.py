@@ -1,4 +1,4 @@
-"""The main job: customer events from Pub/Sub to a Delta archive, each user's in their true order.
+r"""The main job: customer events from Pub/Sub to a Delta archive, each user's in their true order.
 
     python -m pipelines.events --subscription=projects/PROJECT/subscriptions/NAME --archive=gs://BUCKET/archive \
         --dead_letters=gs://BUCKET/dead_letters --duplicates=gs://BUCKET/duplicates --runner=DataflowRunner ...
@@ -57,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not {"-h", "--help"}.isdisjoint(given):
         print(_help())
         return 0
-    pipeline_options = PipelineOptions(given, streaming=True)
-    options = pipeline_options.view_as(EventOptions)
     try:
+        check.arguments(given)
+        pipeline_options = PipelineOptions(given, streaming=True)
+        options = pipeline_options.view_as(EventOptions)
         kind = kind_of(pipeline_options.view_as(StandardOptions).runner)
-        check.options(options, given)
+        check.options(options)
         check.subscription(options.subscription)
         tables = Tables(
             archive=options.archive,

@@ -1,6 +1,7 @@
 """The options of the main job, in Beam's way: each says its unit, its default, and the price of another value."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -135,7 +136,7 @@ class EventOptions(PipelineOptions):
         add(
             "--drain_until_empty",
             action="store_true",
-            help="On one node: when told to stop, first read what the subscription still holds.",
+            help="On one node: when told to stop, first read what the subscription still holds. Default: off.",
         )
 
 
@@ -160,14 +161,25 @@ def problem_with(options: EventOptions) -> str | None:
     """Return what is wrong with the first unusable option, in one line; None where all can be used."""
     for name, is_good, demand in PROBLEMS:
         value = getattr(options, name)
+        if not math.isfinite(value):
+            return f"--{name} must be a finite number, got {value:g}."
         if not is_good(value):
-            return f"--{name} {demand}, got {value:g}"
+            return f"--{name} {demand}, got {value:g}."
     return None
 
 
-def unknown(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that neither this job nor Beam knows: Beam would drop them with a warning."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+def problem_with_arguments(arguments: Sequence[str]) -> str | None:
+    """Return what no option can take, in one line; None where all can be read.
+
+    Beam by itself would drop what it does not know with a warning, and answer what it cannot read with all its usage.
+    """
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, conflict_handler="resolve", exit_on_error=False
+    )
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)  # noqa: SLF001  Beam's hook is spelled so
-    return parser.parse_known_args(list(arguments))[1]
+    try:
+        strangers = parser.parse_known_args(list(arguments))[1]
+    except argparse.ArgumentError as error:
+        return f"{error.argument_name}: {error.message}; see --help."
+    return f"no such option: {' '.join(strangers)}; see --help." if strangers else None
