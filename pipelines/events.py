@@ -46,6 +46,7 @@ def read(options: EventOptions, kind: Kind) -> ReadEnvelopes:
         native=kind is Kind.DATAFLOW,
         ack_after="commit" if kind is Kind.ONE_NODE else "checkpoint",
         readers=options.readers,
+        pulls=options.read_pulls,
         slack_s=options.read_slack_s,
         limits=Limits(open_messages=options.read_open_messages, open_bytes=options.read_open_mb * 1024 * 1024),
     )

@@ -215,18 +215,16 @@ class Committer:
     def _without_repeats(self, written: Sequence[Written]) -> tuple[list[Written], list[pa.RecordBatch]]:
         """Take apart the files that hold what another commit, or another file of this one, holds: a rare race."""
         assert self._index is not None
+        ids = [each.keys[:, 0] for each in written if each.keys is not None]
+        distinct = not ids or len(np.unique(np.concatenate(ids))) == sum(map(len, ids))
         clean: list[Written] = []
         reread: list[pa.RecordBatch] = []
-        seen: list[Keys] = []
         for each in written:
             assert each.keys is not None
-            repeats = (self._index.events.find(each.keys) != NEW).any()
-            repeats = repeats or any(np.isin(each.keys[:, 0], keys[:, 0]).any() for keys in seen)
-            if repeats:
-                reread += [_with_receipt(self._archive.read_file(file)) for file in each.files]
-            else:
+            if distinct and not (self._index.events.find(each.keys) != NEW).any():
                 clean.append(each)
-                seen.append(each.keys)
+            else:
+                reread += [_with_receipt(self._archive.read_file(file)) for file in each.files]
         return clean, reread
 
     def _split(

@@ -40,20 +40,23 @@ class ReadEnvelopes(beam.PTransform):
         native: let the runner read (Dataflow), instead of `PubSubSource`.
         ack_after: "commit", where the graph runs in this process and settles receipts; "checkpoint", where the
             runner keeps elements safe once it finalizes a checkpoint.
-        readers: how many pull at once. More help against Google's service, fewer against its emulator.
+        readers: how many feed the graph side by side, from what the pulls bring.
+        pulls: how many are under way at once. More help against Google's service, fewer against its emulator.
         slack_s: how far out of publish order messages may come without counting as late; adds to the latency.
     """
 
     subscription: str
     native: bool = False
     ack_after: str = "commit"
-    readers: int = 1
+    readers: int = 2
+    pulls: int = 1
     slack_s: float = 0.5
     limits: Limits = Limits()  # noqa: RUF009  it is immutable
 
     def __post_init__(self) -> None:
-        if self.readers < 1:
-            raise ValueError(f"readers must be at least 1, got {self.readers}")
+        for name, value in (("readers", self.readers), ("pulls", self.pulls)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.ack_after not in {"commit", "checkpoint"}:
             raise ValueError(f"ack_after must be commit or checkpoint, got {self.ack_after!r}")
 
@@ -65,7 +68,12 @@ class ReadEnvelopes(beam.PTransform):
                 | "Wrap" >> beam.ParDo(_WrapFn()).with_output_types(list[Envelope])
             )
         source = PubSubSource(
-            self.subscription, self.ack_after, self.readers, round(self.slack_s * 1_000_000), self.limits
+            subscription=self.subscription,
+            ack_after=self.ack_after,
+            readers=self.readers,
+            pulls=self.pulls,
+            slack_us=round(self.slack_s * 1_000_000),
+            limits=self.limits,
         )
         return pipeline | "PubSubSource" >> unbounded_source.ReadFromUnboundedSource(
             source, poll_interval=_POLL_INTERVAL_S, max_read_time_seconds=_BUNDLE_S
@@ -113,25 +121,23 @@ class Mark(unbounded_source.CheckpointMark):
 _COVERED: dict[str, dict[int, Any]] = {}
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class PubSubSource(unbounded_source.UnboundedSource):
     """A Pub/Sub subscription, for the runners that have no reader of their own (Prism, Flink)."""
 
-    def __init__(self, subscription: str, ack_after: str, readers: int, slack_us: int, limits: Limits) -> None:
-        self.subscription = subscription
-        self.ack_after = ack_after
-        self.readers = readers
-        self.slack_us = slack_us
-        self.limits = limits
-        self.index = -1
+    subscription: str
+    ack_after: str
+    readers: int
+    pulls: int
+    slack_us: int
+    limits: Limits
+    index: int = -1
+    """Which of the readers; what tells one's checkpoints from another's."""
 
     def split(self, desired_num_splits: int, options: Any = None) -> list["PubSubSource"]:  # noqa: ARG002
         """Return one source per reader: they share the subscription, Pub/Sub shares out the messages."""
-        parts = []
-        for index in range(min(self.readers, max(1, desired_num_splits))):
-            part = PubSubSource(self.subscription, self.ack_after, self.readers, self.slack_us, self.limits)
-            part.index = index
-            parts.append(part)
-        return parts
+        count = min(self.readers, max(1, desired_num_splits))
+        return [dataclasses.replace(self, index=index) for index in range(count)]
 
     def create_reader(self, options: Any, checkpoint_mark: Any) -> "PubSubReader":  # noqa: ARG002
         """Return a reader of what is not yet delivered; Pub/Sub keeps the position, not the mark."""
@@ -262,7 +268,7 @@ def shared_subscriber(source: PubSubSource) -> Subscriber:
             subscriber = Subscriber(
                 client,
                 LEDGER,
-                pullers=source.readers,
+                pullers=source.pulls,
                 limits=source.limits,
                 ack_deadline_s=client.ack_deadline_s(),
             )

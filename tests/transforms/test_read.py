@@ -54,7 +54,14 @@ def client(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Subscripti
 
 
 def source(ack_after: str = "commit", readers: int = 1) -> PubSubSource:
-    return PubSubSource("projects/tests/subscriptions/s", ack_after, readers, round(SLACK_S * 1e6), Limits())
+    return PubSubSource(
+        subscription="projects/tests/subscriptions/s",
+        ack_after=ack_after,
+        readers=readers,
+        pulls=readers,
+        slack_us=round(SLACK_S * 1e6),
+        limits=Limits(),
+    )
 
 
 def reader(ack_after: str = "commit", readers: int = 1) -> PubSubReader:
@@ -264,7 +271,7 @@ def test_a_mark_of_another_process_settles_nothing(client: Subscription):
     assert (read.LEDGER.settled, client.acknowledged) == (0, [])
 
 
-@pytest.mark.parametrize("wrong", [{"readers": 0}, {"ack_after": "delivery"}])
+@pytest.mark.parametrize("wrong", [{"readers": 0}, {"pulls": 0}, {"ack_after": "delivery"}])
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be .*, got "):
         ReadEnvelopes("projects/tests/subscriptions/s", **wrong)
