@@ -4,7 +4,9 @@ import os
 import re
 from collections.abc import Sequence
 
+import apache_beam as beam
 import grpc
+from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
@@ -86,6 +88,20 @@ def subscription(name: str | None) -> None:
         raise CannotStartError(f"{where} cannot read {name}: {code.name}: {_first_line(error.details())}") from error
 
 
+def shared(tables_: Tables) -> None:
+    """Check that the tables are where the workers of a cluster share them, not on the disk of each.
+
+    Raises:
+        CannotStartError: one is not.
+    """
+    for name in ("archive", "duplicates", "dead_letters"):
+        uri = getattr(tables_, name)
+        if not uri.startswith("gs://"):
+            raise CannotStartError(
+                f"--{name}={uri} is on one machine's disk, and Dataflow's workers share none: give gs://BUCKET/FOLDER."
+            )
+
+
 def tables(tables_: Tables) -> None:
     """Open the job's tables: creates them, and on one node reads back the recent ids.
 
@@ -101,6 +117,19 @@ def tables(tables_: Tables) -> None:
         (tables_.dead_letters, DEAD_LETTERS),
     ):
         open_table(uri, spec)
+
+
+def pipeline(given: PipelineOptions) -> beam.Pipeline:
+    """Return an empty pipeline for a cluster's runner, once Beam finds nothing missing among its options.
+
+    Raises:
+        CannotStartError: something is.
+    """
+    try:
+        return beam.Pipeline(options=given)
+    except ValueError as error:  # says one thing a line
+        _, _, missing = str(error).partition("\n")
+        raise CannotStartError(f"{' '.join((missing or str(error)).split())} See Beam's options.") from error
 
 
 def _first_line(error: object) -> str:

@@ -64,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = pipeline_options.view_as(EventOptions)
         kind = kind_of(pipeline_options.view_as(StandardOptions).runner)
         check.options(options)
-        check.subscription(options.subscription)
         tables = Tables(
             archive=options.archive,
             duplicates=options.duplicates,
@@ -72,18 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             alone=kind is Kind.ONE_NODE,
             horizon_s=options.dedup_horizon_s,
         )
+        if kind is Kind.DATAFLOW:
+            check.shared(tables)
+        pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
+        check.subscription(options.subscription)
         check.tables(tables)
 
         def graph(pipeline: beam.Pipeline) -> None:
             build(pipeline | "ReadEnvelopes" >> read(options, kind), options, tables)
 
         print(f"Runner: {kind.value}.\nPromise: {PROMISES[kind]}.", file=sys.stderr, flush=True)
-        if kind is Kind.ONE_NODE:
+        if pipeline is None:
             return one_node.run(given, options, graph)
     except (check.CannotStartError, RunnerRefusedError, StorageError) as error:
         print(f"millrace events: {error}", file=sys.stderr)
         return 2
-    pipeline = beam.Pipeline(options=pipeline_options)
     graph(pipeline)
     result = pipeline.run()
     result.wait_until_finish()

@@ -162,6 +162,22 @@ def test_an_option_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[
     assert refusal(capsys, f"--subscription={NAME}", given) == line
 
 
+def test_on_dataflow_a_table_on_one_machine_s_disk_is_refused(capsys: pytest.CaptureFixture[str]):
+    given = (f"--subscription={NAME}", "--runner=DataflowRunner", "--archive=gs://b/archive")
+    assert refusal(capsys, *given, "--duplicates=gs://b/duplicates") == (
+        "--dead_letters=data/dead_letters is on one machine's disk, and Dataflow's workers share none: "
+        "give gs://BUCKET/FOLDER."
+    )
+
+
+def test_what_beam_misses_is_said_in_one_line(capsys: pytest.CaptureFixture[str]):
+    tables = [f"--{name}=gs://b/{name}" for name in ("archive", "duplicates", "dead_letters")]
+    assert refusal(capsys, f"--subscription={NAME}", "--runner=DataflowRunner", *tables) == (
+        "Missing GCS path option: temp_location. Missing GCS path option: staging_location. "
+        "Missing required option: project. Missing required option: region. See Beam's options."
+    )
+
+
 def test_every_number_has_a_bound():
     numbers = [name for name in OURS if type(getattr(EventOptions([]), name)) in {int, float}]
     assert sorted(name for name, _, _ in PROBLEMS) == sorted(numbers)

@@ -1,0 +1,203 @@
+"""The graph: its shape, on every runner; and that what comes out hangs on the events alone."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.internal import pickler
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.pipelines import events
+from millrace.pipelines.options import EventOptions
+from millrace.pipelines.runners import Kind
+from millrace.schemas.envelope import Envelope
+from millrace.sinks import archive
+from millrace.sinks.archive import Tables
+from millrace.sinks.delta import open_table
+from millrace.sinks.tables import SPECS
+from tests.support.batches import NOON_US
+
+LABELS = ["ReadEnvelopes", "DecodeEnvelopes", "OrderPerUser", "WriteArchive", "WriteDeadLetters"]
+SUBSCRIPTION = "projects/my-project/subscriptions/orders"
+Rows = list[dict[str, Any]]
+
+
+def tables_in(folder: Path, *, alone: bool = True) -> Tables:
+    return Tables(*(str(folder / name) for name in ("archive", "duplicates", "dead_letters")), alone=alone)
+
+
+def job(folder: Path, kind: Kind, *options: str) -> beam.Pipeline:
+    """Return the whole graph as main builds it, with its read."""
+    given = [f"--subscription={SUBSCRIPTION}", *options]
+    pipeline = beam.Pipeline(options=PipelineOptions(given, streaming=True))
+    ours = EventOptions(given)
+    events.build(
+        pipeline | "ReadEnvelopes" >> events.read(ours, kind), ours, tables_in(folder, alone=kind is Kind.ONE_NODE)
+    )
+    return pipeline
+
+
+def names(proto: Any, parent: str = "") -> list[str]:
+    """Return the full names of the transforms right below one, in order."""
+    transforms = proto.components.transforms
+    (root,) = (
+        [id_ for id_, each in transforms.items() if each.unique_name == parent] if parent else proto.root_transform_ids
+    )
+    return [transforms[id_].unique_name for id_ in transforms[root].subtransforms]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_stages_stand_in_the_order_an_event_meets_them(tmp_path: Path, kind: Kind):
+    proto = job(tmp_path, kind).to_runner_api()
+    assert names(proto) == LABELS
+    reads = ["ReadFromPubSub", "Wrap"] if kind is Kind.DATAFLOW else ["PubSubSource"]
+    assert names(proto, "ReadEnvelopes") == [f"ReadEnvelopes/{name}" for name in reads]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_function_of_the_graph_travels_to_a_worker(tmp_path: Path, kind: Kind):
+    proto = job(tmp_path, kind).to_runner_api()
+    travelled = []
+    for transform in proto.components.transforms.values():
+        if transform.spec.urn == common_urns.primitives.PAR_DO.urn:
+            payload = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
+            fn, *_ = pickler.loads(payload.do_fn.payload)
+            assert isinstance(fn, beam.DoFn)
+            travelled.append(type(fn).__name__)
+    assert {"_DecodeFn", "_ReleaseFn", "_OrderFn", "_WriteFn", "_CommitFn", "_CommitLettersFn"} <= set(travelled)
+
+
+def test_dataflow_s_own_translation_takes_the_graph_and_reads_natively(tmp_path: Path):
+    google = ["--project=my-project", "--region=europe-west4", "--job_name=orders", "--dry_run=true"]
+    places = ["--temp_location=gs://bucket/temp", "--staging_location=gs://bucket/staging", "--no_auth"]
+    pipeline = job(tmp_path, Kind.DATAFLOW, "--runner=DataflowRunner", *google, *places)
+    result = pipeline.run()
+    proto = result.job.proto_pipeline
+    assert names(proto) == LABELS
+    (read,) = (
+        each for each in proto.components.transforms.values() if each.spec.urn == "beam:transform:pubsub_read:v1"
+    )
+    payload = beam_runner_api_pb2.PubSubReadPayload.FromString(read.spec.payload)
+    assert (payload.subscription, payload.with_attributes) == (SUBSCRIPTION, True)
+    assert read.unique_name.startswith("ReadEnvelopes/ReadFromPubSub/")
+
+
+def an_event(number: int, user: str, at_s: float, **more: Any) -> dict[str, Any]:
+    seconds = 12 * 3_600 + at_s
+    clock = f"{int(seconds // 3600):02}:{int(seconds // 60 % 60):02}:{seconds % 60:06.3f}"
+    at = {"originalTimestamp": f"2026-11-25T{clock}Z"}
+    return {"type": "track", "event": "Viewed", "messageId": f"m{number}", "userId": user} | at | more
+
+
+EVENTS = [
+    an_event(1, "ann", -9.5, properties={"price": 1.5, "name": "Ä"}),
+    an_event(2, "ann", -4, type="page", name="Cart", context={"page": {"path": "/cart"}, "extra": [1, {"a": None}]}),
+    an_event(3, "ann", -4),  # at the same moment: the id decides
+    an_event(4, "bob", -9, traits={"plan": "pro"}),
+    an_event(5, "ann", 0.25),
+    an_event(6, "bob", -0.001, context={"library": {"name": "web", "version": 2}}),
+    an_event(7, "eve", -7, anonymousId="device", unknown={"kept": True}),
+]
+BROKEN = [{"type": "track", "messageId": "nobody"}, {"type": "nonsense", "userId": "ann"}]
+
+
+def envelope(given: Sequence[dict[str, Any]], form: str, number: int, published_ms: int) -> Envelope:
+    """Return an envelope of events, in one of the forms that a body may have."""
+    if form == "lines":
+        body = "\n".join(json.dumps(each) for each in given)
+    elif form == "single" and len(given) == 1:
+        body = json.dumps(given[0])
+    else:
+        body = json.dumps({"batch": given} if form == "batch" else given)
+    published_us = NOON_US + published_ms * 1_000
+    attributes = {"source_id": "shop", "received_at": "2026-11-25T12:00:00.500Z"}
+    return Envelope(body.encode(), attributes, f"e{number}", published_us, published_us)
+
+
+def run(folder: Path, pulls: Sequence[Sequence[Envelope]]) -> dict[str, Rows]:
+    """Run the graph behind the read in memory; return the rows of each table, as they stand for a reader."""
+    tables = tables_in(folder)
+    try:
+        with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+            read = pipeline | "ReadEnvelopes" >> beam.Create(list(map(list, pulls))).with_output_types(list[Envelope])
+            events.build(read, EventOptions(["--shards=3"]), tables)
+    finally:
+        archive._COMMITTERS.pop(tables, None)
+    found = {}
+    for spec, uri in zip(SPECS, (tables.archive, tables.duplicates, tables.dead_letters), strict=True):
+        by = [(name, "ascending") for name in (*spec.sort_columns, "envelope_id", "envelope_index")]
+        found[spec.name] = open_table(uri, spec).delta.to_pyarrow_table().sort_by(by).to_pylist()
+    return found
+
+
+def but_for_the_envelope(rows: Rows) -> Rows:
+    return [
+        {name: row[name] for name in row if name not in {"published_at", "envelope_id", "envelope_index"}}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """The archive's rows when each event comes once, in an envelope of its own, in order."""
+    pulls = [[envelope([each], "single", number, 0)] for number, each in enumerate(EVENTS)]
+    found = run(tmp_path_factory.mktemp("expected"), pulls)
+    assert (found["duplicates"], found["dead letters"]) == ([], [])
+    rows = found["archive"]
+    order = ["ann m1", "ann m2", "ann m3", "ann m5", "bob m4", "bob m6", "eve m7"]
+    assert [f"{row['user_key']} {row['message_id']}" for row in rows] == order
+    assert not any(row["is_late"] for row in rows)
+    return but_for_the_envelope(rows)
+
+
+arrangements = st.lists(st.sampled_from([*EVENTS, *BROKEN]), max_size=6).flatmap(
+    lambda copies: st.permutations([*EVENTS, *copies])
+)
+splits = st.lists(st.tuples(st.integers(1, 5), st.sampled_from(["lines", "single", "batch", "array"]),
+                            st.integers(0, 400)), min_size=13, max_size=13)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@given(arranged=arrangements, split=splits, pull=st.integers(1, 4))
+def test_any_arrangement_duplication_and_split_gives_the_same_rows_and_closed_accounts(
+    expected: Rows, arranged: list[dict[str, Any]], split: list[tuple[int, str, int]], pull: int
+):
+    envelopes, left = [], list(arranged)
+    for number, (size, form, published_ms) in enumerate(split):
+        if left:
+            envelopes.append(envelope(left[:size], form, number, published_ms))
+            left = left[size:]
+    pulls = [envelopes[start : start + pull] for start in range(0, len(envelopes), pull)]
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder), pulls)
+    assert but_for_the_envelope(found["archive"]) == expected
+    assert sum(map(len, found.values())) == len(arranged)
+    broken = [each for each in arranged if each in BROKEN]
+    assert sorted(json.loads(row["payload"])["type"] for row in found["dead letters"]) == sorted(
+        each["type"] for each in broken
+    )
+    places = [(row["envelope_id"], row["envelope_index"]) for rows in found.values() for row in rows]
+    assert len(set(places)) == len(arranged)
+
+
+def test_events_past_the_wait_are_kept_and_flagged(tmp_path: Path):
+    late, early = an_event(1, "ann", -30), an_event(2, "ann", -5)
+    rows = run(tmp_path, [[envelope([early], "single", 1, 0)], [envelope([late], "single", 2, 100)]])["archive"]
+    assert [(row["message_id"], row["is_late"], row["late_by_ms"]) for row in rows] == [
+        ("m1", True, 20_100),
+        ("m2", False, 0),
+    ]
+
+
+def test_nothing_read_is_nothing_written(tmp_path: Path):
+    assert run(tmp_path, [[]]) == {"archive": [], "duplicates": [], "dead letters": []}
