@@ -43,7 +43,7 @@ def _arrow_field(field: dict[str, Any]) -> pa.Field:
         if len(declared) != 2 or declared[0] != "null":
             raise ValueError(f"field {field['name']}: a union must be [null, type], got {declared}")
         declared = declared[1]
-    arrow = _LOGICAL.get(declared.get("logicalType")) if isinstance(declared, dict) else _PRIMITIVE.get(declared)
+    arrow = _LOGICAL.get(declared.get("logicalType", "")) if isinstance(declared, dict) else _PRIMITIVE.get(declared)
     if arrow is None:
         raise ValueError(f"field {field['name']}: no Arrow type for Avro {declared}")
     return pa.field(field["name"], arrow, nullable=nullable)

@@ -32,7 +32,8 @@ Rows = list[dict[str, Any]]
 
 
 def tables_in(folder: Path, *, alone: bool = True) -> Tables:
-    return Tables(*(str(folder / name) for name in ("archive", "duplicates", "dead_letters")), alone=alone)
+    archive_, duplicates, dead_letters = (str(folder / name) for name in ("archive", "duplicates", "dead_letters"))
+    return Tables(archive_, duplicates, dead_letters, alone=alone)
 
 
 def job(folder: Path, kind: Kind, *options: str) -> beam.Pipeline:

@@ -34,7 +34,7 @@ _BAG = userstate.BagStateSpec("bag", VarIntCoder())
 class _TimerFn(beam.DoFn):
     def process(self, element: Any, timer: Any = beam.DoFn.TimerParam(_SOON)) -> None: ...  # noqa: B008  Beam's way
 
-    @userstate.on_timer(_SOON)
+    @userstate.on_timer(_SOON)  # type: ignore[untyped-decorator]
     def on_soon(self) -> None: ...
 
 
@@ -50,7 +50,7 @@ class _WatermarkTimerFn(beam.DoFn):
         state: Any = beam.DoFn.StateParam(_BAG),  # noqa: B008  Beam's way
     ) -> None: ...
 
-    @userstate.on_timer(_END)
+    @userstate.on_timer(_END)  # type: ignore[untyped-decorator]
     def on_end(self) -> None: ...
 
 
@@ -91,6 +91,7 @@ def test_what_prism_can_run_is_accepted_the_real_graph_too(tmp_path: Path):
     assert why_not_prism(pipeline) == []
     pipeline = beam.Pipeline()
     options = EventOptions(["--subscription=projects/my-project/subscriptions/orders"])
-    tables = Tables(*(str(tmp_path / name) for name in ("archive", "duplicates", "dead_letters")))
+    archive, duplicates, dead_letters = (str(tmp_path / name) for name in ("archive", "duplicates", "dead_letters"))
+    tables = Tables(archive, duplicates, dead_letters)
     events.build(pipeline | "ReadEnvelopes" >> events.read(options, Kind.ONE_NODE), options, tables)
     assert why_not_prism(pipeline) == []

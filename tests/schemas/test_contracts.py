@@ -20,7 +20,7 @@ from millrace.sinks.tables import SPECS
 
 FOLDER = Path(avro.__file__).parent
 CONTRACTS = {"event": event.ARCHIVE, "dead_letter": dead_letter.SCHEMA, "duplicate": duplicate.SCHEMA}
-PARSED = {name: fastavro.parse_schema(avro.load(name)) for name in CONTRACTS}
+PARSED: dict[str, Any] = {name: fastavro.parse_schema(avro.load(name)) for name in CONTRACTS}
 
 _AVRO = {
     pa.string(): "string",

@@ -24,7 +24,7 @@ class Clock:
         return NOON_US * 1_000 + round(self.now_s * 1e9)
 
 
-class RpcError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+class RpcError(grpc.RpcError):
     """A failed call."""
 
     def __init__(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
@@ -88,7 +88,7 @@ class Subscription:
             answer = self._script.popleft() if self._script else ()
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def acknowledge(self, ack_ids: Sequence[str]) -> None:
         self.acknowledged.append(list(ack_ids))

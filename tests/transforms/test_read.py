@@ -11,7 +11,7 @@ from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from millrace.schemas.envelope import Envelope
-from millrace.transforms import read, subscriber
+from millrace.transforms import pubsub, read, subscriber
 from millrace.transforms.read import Mark, PubSubReader, PubSubSource, ReadEnvelopes, _WrapFn
 from millrace.transforms.receipts import Ledger
 from millrace.transforms.subscriber import Limits
@@ -33,15 +33,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Subscription]:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    ledger = Ledger()
+    monkeypatch.setattr(read, "LEDGER", ledger)
+    return ledger
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, clock: Clock, ledger: Ledger) -> Iterator[Subscription]:
     """The one subscription, and a process without a past."""
     client = Subscription()
     monkeypatch.setattr(read, "_SUBSCRIBERS", {})
     monkeypatch.setattr(read, "_COVERED", {})
     monkeypatch.setattr(read, "_DRAIN", read.Drain(*(type(part)() for part in read._DRAIN)))
-    monkeypatch.setattr(read, "LEDGER", Ledger())
-    monkeypatch.setattr(read.pubsub, "open_channel", lambda: None)
-    monkeypatch.setattr(read.pubsub, "SubscriptionClient", lambda *_: client)
+    monkeypatch.setattr(pubsub, "open_channel", lambda: None)
+    monkeypatch.setattr(pubsub, "SubscriptionClient", lambda *_: client)
     yield client
     started = list(read._SUBSCRIBERS.values())
     for each in started:
@@ -239,16 +245,16 @@ def test_marks_are_unique_across_rounds_and_readers_and_survive_their_coder(clie
     assert all(vars(coder.decode(coder.encode(mark))) == vars(mark) for mark in marks)
 
 
-def test_after_a_commit_nothing_is_settled_by_a_checkpoint(client: Subscription):
+def test_after_a_commit_nothing_is_settled_by_a_checkpoint(client: Subscription, ledger: Ledger):
     client.give([message("a")])
     one = reader("commit")
     advanced(one)
     for mark in [one.get_checkpoint_mark() for _ in range(3)]:
         mark.finalize_checkpoint()
-    assert (read.LEDGER.open_messages, client.acknowledged) == (1, [])
+    assert (ledger.open_messages, client.acknowledged) == (1, [])
 
 
-def test_a_checkpoint_acknowledges_what_the_one_before_it_covered(client: Subscription):
+def test_a_checkpoint_acknowledges_what_the_one_before_it_covered(client: Subscription, ledger: Ledger):
     one = reader("checkpoint")
     client.give([message("a"), message("b")], [message("c")])
     assert [envelope.receipt for envelope in advanced(one)] == [-1, -1]
@@ -256,19 +262,19 @@ def test_a_checkpoint_acknowledges_what_the_one_before_it_covered(client: Subscr
     advanced(one)
     second, third = one.get_checkpoint_mark(), one.get_checkpoint_mark()
     first.finalize_checkpoint()
-    assert read.LEDGER.open_messages == 3
+    assert ledger.open_messages == 3
     for mark in (second, pickle.loads(pickle.dumps(second)), first):  # noqa: S301  our own
         mark.finalize_checkpoint()
-        assert read.LEDGER.open_messages == 1
+        assert ledger.open_messages == 1
     wait_until(lambda: client.acknowledged == [["a", "b"]], 10)
     third.finalize_checkpoint()
-    assert read.LEDGER.open_messages == 0
+    assert ledger.open_messages == 0
     wait_until(lambda: client.acknowledged == [["a", "b"], ["c"]], 10)
 
 
-def test_a_mark_of_another_process_settles_nothing(client: Subscription):
+def test_a_mark_of_another_process_settles_nothing(client: Subscription, ledger: Ledger):
     Mark("1-0", 7).finalize_checkpoint()
-    assert (read.LEDGER.settled, client.acknowledged) == (0, [])
+    assert (ledger.settled, client.acknowledged) == (0, [])
 
 
 @pytest.mark.parametrize("wrong", [{"readers": 0}, {"pulls": 0}, {"ack_after": "delivery"}])

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -41,9 +42,10 @@ def start(client: Subscription, ledger: Ledger, clock: Clock) -> Iterator[Start]
     """Starts a subscriber; it is closed at the end."""
     started: list[Subscriber] = []
 
-    def begin(pullers: int = 1, ack_deadline_s: int = 10, **limits: float) -> Subscriber:
+    def begin(pullers: int = 1, ack_deadline_s: int = 10, **limits: Any) -> Subscriber:
         given = Limits()._replace(**limits)
-        started.append(Subscriber(client, ledger, pullers=pullers, limits=given, ack_deadline_s=ack_deadline_s))
+        client_: Any = client
+        started.append(Subscriber(client_, ledger, pullers=pullers, limits=given, ack_deadline_s=ack_deadline_s))
         started[-1].start()
         return started[-1]
 
