@@ -16,19 +16,6 @@ _CALL_TIMEOUT_S = 15.0
 _ACKS_PER_CALL = 2_500
 """A request may hold 512 KiB of ack ids, each up to some 190 bytes (Pub/Sub's quotas page)."""
 
-TRANSIENT = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-"""Codes that waiting may mend."""
-
 
 def open_channel() -> grpc.Channel:
     """Return a channel to PUBSUB_EMULATOR_HOST where that is set, else to Google with the default credentials.
