@@ -26,13 +26,13 @@ def block(language: str, after: str) -> str:
     return found[1]
 
 
-def started(data: Path, *options: str) -> "subprocess.Popen[str]":
+def started(data: Path, *options: str) -> "subprocess.Popen[bytes]":
     environment = {name: value for name, value in os.environ.items() if name != "PUBSUB_EMULATOR_HOST"}
-    return subprocess.Popen(
-        [block("bash", "See it work").strip(), "--data", str(data), *options],
-        cwd=ROOT, stdout=(data / "out").open("w"), stderr=subprocess.STDOUT, text=True, env=environment,
-        start_new_session=True,
-    )  # fmt: skip
+    command = [block("bash", "See it work").strip(), "--data", str(data), *options]
+    with (data / "out").open("w") as out:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
 
 
 def test_the_one_command_ends_with_accounts_that_close(tmp_path):
@@ -49,7 +49,7 @@ def test_the_one_command_ends_with_accounts_that_close(tmp_path):
 
 
 def test_the_published_event_becomes_the_row_that_is_shown(tmp_path):
-    run = started(tmp_path, "--no-demo", "--order_wait_s=1", "--order_window_s=1")
+    run = started(tmp_path, "--no-demo", "--order_wait_s=5", "--order_window_s=1")
     try:
         said = tmp_path / "out"
         address = re.compile(r"export PUBSUB_EMULATOR_HOST=(\S+)")
@@ -65,7 +65,7 @@ def test_the_published_event_becomes_the_row_that_is_shown(tmp_path):
         run.kill()
         run.wait()
     query = block("sql", "An event").replace("data/archive", str(tmp_path / "archive"))
-    row = [str(value) for value in duckdb.sql(query).fetchone() or ()]
+    row = [str(value) for value in duckdb.execute(query).fetchall()[0]]
     shown = re.split(r" {2,}", block("text", "An event").splitlines()[1].strip())
     assert [value.lower() if value in {"True", "False"} else value for value in row] == shown
 

@@ -71,6 +71,8 @@ class Subscriber:
         self._message_bytes = 1_000.0
         self._full_since: tuple[int, float] | None = None
         self._acks: list[str] = []
+        self._extensions: list[str] = []
+        self._complained_s = -_COMPLAIN_EVERY_S
         self._no_more_pulls = threading.Event()
         self._no_more_acks = threading.Event()
         self._waiting_since_s: list[float | None] = [None] * pullers
@@ -192,14 +194,25 @@ class Subscriber:
     def _keep_forever(self) -> None:
         while not self._no_more_acks.wait(_KEEPER_PERIOD_S):
             self._acknowledge_settled()
-            now = time.monotonic()
-            expiring = self._ledger.take_expiring(now + self._lease_s / 2, now + self._lease_s)
-            if expiring:
-                try:
-                    self._client.extend(expiring, self._lease_s)
-                except grpc.RpcError as error:
-                    # Redelivered then: the copies are dropped where the archive is committed.
-                    _LOG.warning("could not extend %d leases: %s", len(expiring), error.code().name)
+            self._extend_leases()
+
+    def _extend_leases(self) -> None:
+        now = time.monotonic()
+        # Those that failed are tried again at once: half a lease is left for it.
+        self._extensions += self._ledger.take_expiring(now + self._lease_s / 2, now + self._lease_s)
+        if not self._extensions:
+            return
+        try:
+            self._client.extend(self._extensions, self._lease_s)
+        except grpc.RpcError as error:
+            # If it never succeeds they are delivered again, and the copies are dropped at the commit.
+            if now - self._complained_s > _COMPLAIN_EVERY_S:
+                self._complained_s = now
+                _LOG.warning(
+                    "cannot extend %d leases yet, will go on trying: %s", len(self._extensions), error.code().name
+                )
+        else:
+            self._extensions = []
 
     def _acknowledge_settled(self) -> None:
         self._acks += self._ledger.take_ready()
