@@ -16,9 +16,9 @@ from millrace.local.prism import Prism, PrismNotFoundError, PrismStartError, fin
 from millrace.local.prism_binary import cache_dir
 from millrace.pipelines.check import CannotStartError
 from millrace.pipelines.options import EventOptions
-from millrace.pipelines.progress import Progress
+from millrace.pipelines.progress import progress
 from millrace.pipelines.runners import why_not_prism
-from millrace.pipelines.upkeep import Upkeep
+from millrace.pipelines.upkeep import upkeep
 from millrace.transforms.read import close_subscribers, draining
 
 _LOOK_S = 0.25
@@ -52,8 +52,8 @@ def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
     tables = [options.archive, options.duplicates, options.dead_letters]
     with (
         _signals(options.drain_until_empty) as told,
-        Progress(options.progress_s),
-        Upkeep(options.compact_every_s, tables),
+        progress(options.progress_s),
+        upkeep(options.compact_every_s, tables),
     ):
         try:
             code = _watch(_Submission(pipeline), prism, told)

@@ -3,11 +3,12 @@
 The lag is the age of the oldest message that was read and is not yet archived.
 """
 
+import contextlib
 import threading
 import time
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
 
+from millrace.pipelines.every import Every
 from millrace.transforms.counts import counted_here
 from millrace.transforms.receipts import LEDGER
 
@@ -31,33 +32,16 @@ def line(counts: dict[str, int], lag_s: float) -> str:
     return "  ".join([*numbers, f"lag {lag_s:.1f} s"])
 
 
-class Progress:
-    """Prints a line every so many seconds, from entering to leaving; every 0 seconds prints nothing."""
+@contextlib.contextmanager
+def progress(every_s: float) -> Iterator[None]:
+    """Print a line every so many seconds while inside, and one at the end; every 0 seconds nothing."""
+    with Every(every_s, _print, first_s=0.0):
+        yield
+    if every_s:
+        _print()
 
-    def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._print, name="millrace-progress", daemon=True)
 
-    def __enter__(self) -> Self:
-        if self._every_s:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        if self._every_s:
-            self._thread.join()
-            print(line(counted_here(), self._lag_s()), flush=True)
-
-    def _print(self) -> None:
-        due_s = time.monotonic()
-        while not self._ended.wait(max(0.0, due_s - time.monotonic())):
-            print(line(counted_here(), self._lag_s()), flush=True)
-            due_s += self._every_s
-
-    def _lag_s(self) -> float:
-        oldest_us = LEDGER.oldest_open_us()
-        return 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000)
+def _print(_: threading.Event | None = None) -> None:
+    oldest_us = LEDGER.oldest_open_us()
+    lag_s = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000)
+    print(line(counted_here(), lag_s), flush=True)
