@@ -124,7 +124,8 @@ class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename="camel"
     timestamp: str | None = None
     sent_at: str | None = None
     received_at: str | None = None
-    context: Context | None = None
+    context: Json = None
+    """A Context, read apart (transforms/contexts.py): many events have the same."""
     properties: Json = None
     traits: Json = None
     category: Json = None
@@ -146,6 +147,7 @@ class Batch(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename="camel"
     sent_at: str | None = None
     write_key: Json = None
     integrations: Json = None
+    context: Json = None
 
 
 CONTEXT_OBJECTS: dict[str, type[msgspec.Struct]] = {

@@ -15,6 +15,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from millrace.schemas.envelope import Envelope
 from millrace.transforms import batches as _coder  # noqa: F401  registers how batches travel
+from millrace.transforms.contexts import Contexts
 from millrace.transforms.counts import count
 from millrace.transforms.pending import (
     MAX_BODY_BYTES,
@@ -36,7 +37,7 @@ def decode_envelopes(envelopes: Iterable[Envelope], now_us: int, limits: Limits 
         now_us: this job's clock, µs since the epoch, for the dead letters.
         limits: what one envelope may hold.
     """
-    pending = Pending(limits)
+    pending = Pending(limits, Contexts())
     for envelope in envelopes:
         pending.add(envelope)
     return pending.take(now_us)
@@ -90,9 +91,10 @@ class _DecodeFn(beam.DoFn):
     def __init__(self, batch_rows: int, limits: Limits) -> None:
         self._batch_rows = batch_rows
         self._limits = limits
+        self._contexts = Contexts()  # outlives bundles: the same users come again
 
     def start_bundle(self) -> None:
-        self._pending = Pending(self._limits)
+        self._pending = Pending(self._limits, self._contexts)
 
     def process(self, envelopes: list[Envelope]) -> Iterator[Any]:
         for envelope in envelopes:

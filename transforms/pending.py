@@ -13,8 +13,10 @@ from millrace.schemas import dead_letter, wire
 from millrace.schemas.dead_letter import Reason, Rejected
 from millrace.schemas.envelope import SOURCE_ID, Envelope
 from millrace.schemas.event import BATCH
-from millrace.transforms.rescue import check_text, rescue_event
-from millrace.transforms.rest import Rest
+from millrace.transforms.check import MAX_DEPTH, check_text, check_value
+from millrace.transforms.contexts import Contexts
+from millrace.transforms.members import merge_contexts
+from millrace.transforms.rescue import rescue_event
 from millrace.transforms.tabulate import Rows, tabulate
 from millrace.transforms.unpack import split_events, unpack_body
 
@@ -77,8 +79,9 @@ class Decoding(NamedTuple):
 class Pending:
     """Envelopes that were read and not yet handed on."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, contexts: Contexts) -> None:
         self._limits = limits
+        self._contexts = contexts
         self._clear()
 
     def _clear(self) -> None:
@@ -94,7 +97,7 @@ class Pending:
         self._chunk_start = len(self._counts)
         self._events: list[wire.Event] = []
         self._indexes: list[int] = []
-        self._rests: dict[int, Rest] = {}
+        self._rests: dict[int, bytes | None] = {}
 
     def is_full(self, batch_rows: int) -> bool:
         """Say whether there is enough for a batch, in records or in bytes."""
@@ -128,11 +131,11 @@ class Pending:
             check_text(msgspec.json.encode(defaults))
         for index, payload in enumerate(payloads):
             try:
-                event, context_rest, rest = rescue_event(payload, defaults, self._limits.event_bytes)
+                event, rest = rescue_event(payload, defaults, self._limits.event_bytes, self._contexts)
             except Rejected as rejected:
                 self._refuse(envelope, index, payload, rejected)
             else:
-                self._rests[len(self._events)] = Rest(context_rest, rest)
+                self._rests[len(self._events)] = rest
                 self._events.append(event)
                 self._indexes.append(index)
 
@@ -157,7 +160,7 @@ class Pending:
             envelopes, counts = self._envelopes[start:], self._counts[start:]
             envelope_of = np.repeat(np.arange(len(counts)), counts)
             indexes = np.array(self._indexes, np.int32)
-            batch, refused = tabulate(Rows(self._events, envelopes, envelope_of, indexes, self._rests))
+            batch, refused = tabulate(Rows(self._events, envelopes, envelope_of, indexes, self._rests), self._contexts)
             faulty = np.unique(envelope_of[refused])
             if faulty.size:
                 batch = batch.filter(pa.array(~np.isin(envelope_of, faulty)))
@@ -167,7 +170,7 @@ class Pending:
         self._forget_chunk()
 
     def _add_again(self, numbers: Sequence[int]) -> None:
-        again = Pending(self._limits)
+        again = Pending(self._limits, self._contexts)
         for number in numbers:
             again.add(self._envelopes[number], carefully=True)
         again._tabulate()
@@ -188,7 +191,7 @@ def _read_clean(text: bytes, limits: Limits) -> list[wire.Event] | None:
         if b"\\" in text and b"\\u0000" in text:
             return None
         events = _read_body(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Rejected):
         return None
     return events if 0 < len(events) <= limits.events else None
 
@@ -200,14 +203,28 @@ def _read_body(text: bytes) -> list[wire.Event]:
         return _read_lines(text) if b"}\n" in text else [_read_event(text)]
     whole = _read_batch(text)
     sent_at, write_key, integrations = whole.sent_at, whole.write_key, whole.integrations
-    for event in whole.batch:
-        if event.sent_at is None:
-            event.sent_at = sent_at
-        if event.write_key is None:
-            event.write_key = write_key
-        if event.integrations is None:
-            event.integrations = integrations
+    if sent_at is not None or write_key is not None or integrations is not None:
+        for event in whole.batch:
+            if event.sent_at is None:
+                event.sent_at = sent_at
+            if event.write_key is None:
+                event.write_key = write_key
+            if event.integrations is None:
+                event.integrations = integrations
+    if whole.context is not None:
+        _pass_on_context(whole.context, whole.batch)
     return whole.batch
+
+
+def _pass_on_context(context: msgspec.Raw, events: Sequence[wire.Event]) -> None:
+    """Give each event the batch's context under its own; each distinct pair is merged once."""
+    check_value(bytes(context), MAX_DEPTH - 1)
+    merged: dict[bytes, msgspec.Raw] = {b"null": context}
+    for event in events:
+        own = b"null" if event.context is None else bytes(event.context)
+        if own not in merged:
+            merged[own] = msgspec.Raw(merge_contexts(context, own))
+        event.context = merged[own]
 
 
 def _letters(letters: Sequence[Letter], now_us: int) -> pa.RecordBatch:

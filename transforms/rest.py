@@ -1,26 +1,23 @@
 """Rest: the JSON texts of what has no column, put together and looked through."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from millrace.schemas.dead_letter import Rejected
-from millrace.transforms.rescue import check_value
+from millrace.transforms.check import check_value
 
 Column = Sequence[Any]
 """One value for each row; None where a row has none."""
 
+CHUNK = 256
+"""Tuples alive at a time while structs become columns: some thousand would set off the garbage collector."""
+
 _encode = msgspec.json.Encoder().encode
-
-
-class Rest(NamedTuple):
-    """What of an event the wire format does not list, as JSON object text."""
-
-    context_rest: bytes | None
-    rest: bytes | None
 
 
 Leftovers = dict[int, list[bytes]]
@@ -45,12 +42,13 @@ def join(keys: Mapping[str, str], fields: Mapping[str, Column], size: int) -> Co
     if not any(None in column for column in columns):
         template = b"{%b%%b}" % b"%b,".join(prefix for prefix, _ in present)
         return [template % row for row in zip(*columns, strict=True)]
-    prefixes = [prefix for prefix, _ in present]
-    members = [
-        b",".join([prefix + value for prefix, value in zip(prefixes, row, strict=True) if value is not None])
-        for row in zip(*columns, strict=True)
-    ]
-    return [b"{%b}" % each if each else None for each in members]
+    members: list[bytes | None] = [None] * size
+    for prefix, column in present:  # most are rare, so by column: a tuple for each row would cost five times as much
+        for row, value in enumerate(column):
+            if value is not None:
+                told = members[row]
+                members[row] = b"{%b%b" % (prefix, value) if told is None else b"%b,%b%b" % (told, prefix, value)
+    return [None if each is None else each + b"}" for each in members]
 
 
 def rest_texts(texts: Column, objects: Mapping[int, bytes | None], leftovers: Leftovers) -> Column:
@@ -67,15 +65,12 @@ def rest_texts(texts: Column, objects: Mapping[int, bytes | None], leftovers: Le
     return merged
 
 
-def refused(texts: Column, levels: int, *, repeats: bool) -> list[int]:
-    """Return the rows whose text is no object, or that check_value refuses.
-
-    `repeats`: most texts are alike, so each is read only once.
-    """
+def refused(texts: Column, levels: int) -> list[int]:
+    """Return the rows whose text is no object, or that check_value refuses; each distinct text is read once."""
     if is_absent(texts):
         return []
     wrong = set()
-    for text in set(texts) if repeats else texts:
+    for text in set(texts):
         if text is not None:
             try:
                 if type(check_value(text, levels)) is not dict:
@@ -88,3 +83,18 @@ def refused(texts: Column, levels: int, *, repeats: bool) -> list[int]:
 def is_absent(values: Column) -> bool:
     """Say whether no row has a value."""
     return not values or (values[0] is None and values.count(None) == len(values))
+
+
+def transpose(kind: type[msgspec.Struct], structs: Sequence[msgspec.Struct]) -> dict[str, Column]:
+    """Return the fields of structs, one column each."""
+    columns: list[list[Any]] = [[] for _ in kind.__struct_fields__]
+    for start in range(0, len(structs), CHUNK):
+        rows = map(msgspec.structs.astuple, structs[start : start + CHUNK])
+        for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+            column.extend(values)
+    return dict(zip(kind.__struct_fields__, columns, strict=True))
+
+
+def strings(values: Column) -> pa.StringArray:
+    """Return texts, or UTF-8 bytes, as an Arrow column."""
+    return pa.nulls(len(values), pa.string()) if is_absent(values) else pa.array(values, pa.string())
