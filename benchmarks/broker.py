@@ -23,7 +23,8 @@ from typing import Any
 import grpc
 
 from millrace.broker import protocol as pb
-from tests.support.pubsub import PubSub, Server, broker_process, find_google_emulator, google_emulator
+from millrace.local.doctor import find_google_emulator
+from tests.support.pubsub import PubSub, Server, broker_process, google_emulator
 
 
 @dataclasses.dataclass(frozen=True)

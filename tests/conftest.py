@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.pubsub import Server, broker_process, find_google_emulator, google_emulator
+from millrace.local.doctor import find_google_emulator
+from tests.support.pubsub import Server, broker_process, google_emulator
 
 
 @pytest.fixture(scope="session")

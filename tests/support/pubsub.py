@@ -7,21 +7,19 @@ with broker_process(tmp_path) as server:
 
 import contextlib
 import dataclasses
-import functools
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
 from millrace.broker import protocol as pb
+from millrace.local.doctor import find_google_emulator
 
 START_S = 60.0
 CALL_S = 30.0
@@ -69,22 +67,6 @@ def broker_process(data_dir: str | os.PathLike[str] = ":memory:", *flags: str, p
             yield Server("millrace", ready.rpartition("=")[2].strip(), process)
         finally:
             process.kill()
-
-
-@functools.cache
-def find_google_emulator() -> Path | None:
-    """The newest jar of Google's Pub/Sub emulator on this machine, None where there is none (or no Java)."""
-    if shutil.which("java") is None:
-        return None
-    roots = [
-        Path(root) for root in ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt/google-cloud-sdk")
-    ]
-    roots += [Path.home() / "google-cloud-sdk", Path("/snap/google-cloud-cli/current"), Path("/google-cloud-sdk")]
-    gcloud = shutil.which("gcloud")
-    if gcloud is not None:
-        roots.append(Path(gcloud).resolve().parent.parent)
-    found = [jar for root in roots for jar in root.glob("platform/pubsub-emulator/lib/cloud-pubsub-emulator-*.jar")]
-    return max(found, key=lambda jar: jar.name, default=None)
 
 
 @contextlib.contextmanager
