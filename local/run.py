@@ -33,6 +33,7 @@ SUBSCRIPTION = "projects/millrace-local/subscriptions/events-archive"
 _ACK_DEADLINE_S = 30
 _READY_S = 20.0
 _DRAIN_S = 120.0
+_PLACED = {"--archive", "--duplicates", "--dead_letters", "--subscription"}
 _DESCRIPTION = (__doc__ or "").partition("\n\n")[2]
 
 
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: every event accounted for; 1: not, or a part failed; 2: it could not start, one line says why.
     """
-    options, for_the_job = _parser().parse_known_args(arguments)
+    parser = _parser()
+    options, for_the_job = parser.parse_known_args(arguments)
+    if placed := [each for each in for_the_job if each.partition("=")[0] in _PLACED]:
+        parser.error(f"{placed[0]}: a local run keeps its tables and its Pub/Sub in --data")
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())

@@ -1,12 +1,14 @@
 """One node: the graph on Prism, with reader, stages and committer in this process, from start to a clean end."""
 
 import logging
+import logging.handlers
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -32,7 +34,7 @@ def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.P
     Raises:
         CannotStartError: no Prism could be had, or the graph is not one that it can run.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log_to(cache_dir() / "beam.log")
     location = PipelineOptions(list(arguments)).view_as(PrismRunnerOptions).prism_location
     try:
         binary = find_prism(location, lambda line: print(line, file=sys.stderr, flush=True))
@@ -92,8 +94,8 @@ def _watch(job: _Submission, prism: Prism, told: "_Told") -> int:
         if job.state == "DONE" and told.once.is_set():
             return 0
         if job.state in _ENDED:
-            log = cache_dir() / "prism.log"
-            print(f"millrace events: the job ended by itself ({job.state}); see {log}. {_AGAIN}", file=sys.stderr)
+            logs = f"{cache_dir() / 'beam.log'} and prism.log beside it"
+            print(f"millrace events: the job ended by itself ({job.state}); see {logs}. {_AGAIN}", file=sys.stderr)
             return 1
         if job.failure is not None:
             time.sleep(1)  # the call fails a moment before the process that caused it is gone
@@ -107,6 +109,18 @@ def _gone(prism: Prism) -> int:
     tail = prism.log_tail()
     print(f"millrace events: Prism ended (exit code {prism.exit_code}). {_AGAIN}\n{tail}".rstrip(), file=sys.stderr)
     return 1
+
+
+def _log_to(beams: Path) -> None:
+    """Say what matters on stderr; keep Beam's own log, which is long, in a file."""
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=layout)
+    beams.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(beams, maxBytes=10_000_000, backupCount=1, delay=True)
+    handler.setFormatter(logging.Formatter(layout))
+    logger = logging.getLogger("apache_beam")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _hush() -> None:

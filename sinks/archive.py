@@ -1,10 +1,12 @@
 """Write the archive: ordered batches become Parquet files, and each window one commit."""
 
 import dataclasses
+import logging
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -14,10 +16,15 @@ from apache_beam.transforms.window import FixedWindows
 from millrace.sinks.commit import Committed, Committer, Index, Part
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.recent_ids import RecentIds, place_keys
+from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
 from millrace.transforms.counts import count
 
 STAGE = "archive"
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 30.0
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,23 @@ def _remembered(table: Table, ids: RecentIds, horizon_s: float) -> RecentIds:
     return ids
 
 
+def patiently(tables: Tables, write: Callable[[], _Result], sleep: Callable[[float], None] = time.sleep) -> _Result:
+    """Call write; on one node wait out a storage that refuses (full disk, outage); elsewhere the runner tries again.
+
+    Nothing is acknowledged meanwhile, and the reader stops at its bounds. To end the job would not mend the disk.
+    """
+    pause_s = 1.0
+    while True:
+        try:
+            return write()
+        except (StorageError, OSError) as error:
+            if not tables.alone:
+                raise
+            _LOG.error("cannot write, will go on trying: %s", error)
+            sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
 @dataclasses.dataclass(eq=False)
 class WriteArchive(beam.PTransform):
     """Write ordered events to the archive, and what was left out to the duplicates.
@@ -91,7 +115,8 @@ class WriteArchive(beam.PTransform):
     Out:     Committed, one per window: what is safe now
     Window:  the input's.  State: one node: 16 bytes for each event of the horizon; else none.
     Repeats: a record that is committed already is not committed again, see docs/guarantees.md.
-    Errors:  StorageError fails the bundle: nothing is acknowledged, and the runner or a restart tries again.
+    Errors:  one node: a storage that refuses is waited out; elsewhere StorageError fails the bundle, for the runner
+             to try again. Nothing is acknowledged before it is committed.
     """
 
     tables: Tables
@@ -132,7 +157,7 @@ class _WriteFn(beam.DoFn):
         self._tables = tables
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, Part]]:
-        yield 0, committer(self._tables).write_ahead(batch)
+        yield 0, patiently(self._tables, lambda: committer(self._tables).write_ahead(batch))
 
 
 class _CommitFn(beam.DoFn):
@@ -140,7 +165,8 @@ class _CommitFn(beam.DoFn):
         self._tables = tables
 
     def process(self, group: tuple[int, Iterable[Part]], window: Any = beam.DoFn.WindowParam) -> Iterator[Committed]:
-        done = committer(self._tables).commit_events(list(group[1]), window.start.micros)
+        parts = list(group[1])
+        done = patiently(self._tables, lambda: committer(self._tables).commit_events(parts, window.start.micros))
         for name, amount in done._asdict().items():
             count(STAGE, name, amount)
         yield done
@@ -180,7 +206,8 @@ class _CommitLettersFn(beam.DoFn):
     def process(
         self, group: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Committed]:
-        done = committer(self._tables).commit_letters(list(group[1]), window.start.micros)
+        letters = list(group[1])
+        done = patiently(self._tables, lambda: committer(self._tables).commit_letters(letters, window.start.micros))
         count("dead_letters", "rows", done.rows)
         yield done
 

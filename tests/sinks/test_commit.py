@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from millrace.sinks import commit
+from millrace.sinks.archive import Tables, patiently
 from millrace.sinks.commit import Committed
 from millrace.sinks.storage import StorageError
 from tests.support.batches import NOON_US, event
@@ -216,3 +217,20 @@ def test_rows_in_a_file_stand_by_user_and_order(desk: Desk):
     table = desk.table("archive")
     found = list(zip(*(table.column(name).to_pylist() for name in ("user_key", "order_index")), strict=True))
     assert found == sorted(found)
+
+
+def test_on_one_node_a_storage_that_refuses_is_waited_out_and_elsewhere_it_is_the_runner_s():
+    answers: list[Exception | str] = [StorageError("the disk is full"), OSError(28, "No space left on device"), "done"]
+    slept: list[float] = []
+
+    def write() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently(Tables("a", "b", "c", alone=True), write, slept.append) == "done"
+    assert slept == [1, 2]
+    answers.append(StorageError("the disk is full"))
+    with pytest.raises(StorageError, match="the disk is full"):
+        patiently(Tables("a", "b", "c", alone=False), write, slept.append)
