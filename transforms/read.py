@@ -19,6 +19,7 @@ from millrace.schemas.envelope import Envelope
 from millrace.transforms import pubsub
 from millrace.transforms.receipts import LEDGER
 from millrace.transforms.subscriber import Limits, Pulled, Subscriber, micros
+from millrace.transforms.watermark import END, SharedWatermark
 
 STAGE = "read"
 
@@ -153,12 +154,12 @@ class PubSubReader(unbounded_source.UnboundedReader):
 
     _numbers = itertools.count()
 
-    def __init__(self, source: PubSubSource, subscriber: Subscriber) -> None:
+    def __init__(self, source: PubSubSource, shared: "Shared") -> None:
         self._source = source
-        self._subscriber = subscriber
+        self._subscriber, self._watermark = shared
         self._name = f"{os.getpid()}-{next(self._numbers)}"
         self._marks = itertools.count()
-        self._watermark_us: int | None = None
+        self._in_bundle = False
         self._current: list[Envelope] = []
         self._current_us = 0
         self._emitted: list[Any] = []
@@ -169,12 +170,14 @@ class PubSubReader(unbounded_source.UnboundedReader):
 
     def advance(self) -> bool:
         """Take the next pull's messages, if any wait."""
+        if not self._in_bundle:
+            self._in_bundle = True
+            ended = draining().finished(self._subscriber)
+            self._watermark.begin(self._source.index, self._unread_us(), ended=ended)
+        floor_us = self._watermark.arrival_floor(self._unread_us())
         pulled = self._subscriber.take()
         if pulled is None:
-            self._move_watermark()
             return False
-        # The watermark that Beam has seen so far is what no arrival may precede.
-        floor_us = self._watermark_us or 0
         settled_here = self._source.ack_after == "commit"
         self._current = _envelopes(pulled, floor_us, with_receipts=settled_here)
         self._current_us = max(pulled.oldest_us, floor_us)
@@ -192,14 +195,16 @@ class PubSubReader(unbounded_source.UnboundedReader):
         return Timestamp(micros=self._current_us)
 
     def get_watermark(self) -> Timestamp:
-        """Return the time before which nothing will arrive any more; the end of time once drained."""
-        if draining().finished(self._subscriber):
+        """Return the time before which nothing will arrive any more; the end of time once all are drained."""
+        ended = draining().finished(self._subscriber)
+        reached_us = self._watermark.report(self._source.index, self._unread_us(), ended=ended)
+        if reached_us >= END:
             return MAX_TIMESTAMP
-        self._move_watermark()
-        return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
+        return Timestamp(micros=reached_us) if reached_us else MIN_TIMESTAMP  # 0: nothing is known yet
 
     def get_checkpoint_mark(self) -> Mark:
         """Return a mark that stands for what was emitted since the last one."""
+        self._in_bundle = False
         number = next(self._marks)
         if self._emitted:
             _COVERED.setdefault(self._name, {})[number] = np.concatenate(self._emitted)
@@ -209,10 +214,8 @@ class PubSubReader(unbounded_source.UnboundedReader):
     def close(self) -> None:
         """Leave the subscriber to its other readers, and to the deliveries that still wait for their commit."""
 
-    def _move_watermark(self) -> None:
-        unread_us = self._subscriber.oldest_unread_us(time.time_ns() // 1_000)
-        if unread_us:
-            self._watermark_us = max(self._watermark_us or 0, unread_us - self._source.slack_us)
+    def _unread_us(self) -> int:
+        return self._subscriber.oldest_unread_us(time.time_ns() // 1_000)
 
 
 def _envelopes(pulled: Pulled, floor_us: int, *, with_receipts: bool) -> list[Envelope]:
@@ -250,7 +253,7 @@ class Drain(NamedTuple):
 
 
 _DRAIN = Drain(threading.Event(), threading.Event())
-_SUBSCRIBERS: dict[str, Subscriber] = {}
+_SUBSCRIBERS: dict[str, "Shared"] = {}
 _SUBSCRIBERS_LOCK = threading.Lock()
 
 
@@ -259,11 +262,18 @@ def draining() -> Drain:
     return _DRAIN
 
 
-def shared_subscriber(source: PubSubSource) -> Subscriber:
-    """Return this process's one subscriber of a subscription, started."""
+class Shared(NamedTuple):
+    """What the readers of one subscription share in this process."""
+
+    subscriber: Subscriber
+    watermark: SharedWatermark
+
+
+def shared_subscriber(source: PubSubSource) -> Shared:
+    """Return this process's one subscriber of a subscription, started, and its readers' watermark."""
     with _SUBSCRIBERS_LOCK:
-        subscriber = _SUBSCRIBERS.get(source.subscription)
-        if subscriber is None:
+        shared = _SUBSCRIBERS.get(source.subscription)
+        if shared is None:
             client = pubsub.SubscriptionClient(pubsub.open_channel(), source.subscription)
             subscriber = Subscriber(
                 client,
@@ -273,12 +283,13 @@ def shared_subscriber(source: PubSubSource) -> Subscriber:
                 ack_deadline_s=client.ack_deadline_s(),
             )
             subscriber.start()
-            _SUBSCRIBERS[source.subscription] = subscriber
-        return subscriber
+            shared = Shared(subscriber, SharedWatermark(source.slack_us))
+            _SUBSCRIBERS[source.subscription] = shared
+        return shared
 
 
 def close_subscribers(*, hand_back: bool) -> None:
     """End this process's subscribers: acknowledge what is settled, hand back the rest where asked."""
     with _SUBSCRIBERS_LOCK:
         while _SUBSCRIBERS:
-            _SUBSCRIBERS.popitem()[1].close(hand_back=hand_back)
+            _SUBSCRIBERS.popitem()[1].subscriber.close(hand_back=hand_back)

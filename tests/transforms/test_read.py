@@ -49,7 +49,7 @@ def client(monkeypatch: pytest.MonkeyPatch, clock: Clock, ledger: Ledger) -> Ite
     monkeypatch.setattr(pubsub, "open_channel", lambda: None)
     monkeypatch.setattr(pubsub, "SubscriptionClient", lambda *_: client)
     yield client
-    started = list(read._SUBSCRIBERS.values())
+    started = [shared.subscriber for shared in read._SUBSCRIBERS.values()]
     for each in started:
         each.stop_pulling()
     client.end()
