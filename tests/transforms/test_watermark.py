@@ -1,6 +1,6 @@
 """The shared watermark, against a runner that believes whichever reader spoke last, as Prism does."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.transforms.watermark import END, SharedWatermark
@@ -13,6 +13,7 @@ steps = st.lists(
         st.tuples(st.just("publish"), st.integers(1, 20)),
         st.tuples(st.sampled_from(["begin", "take", "end", "deliver"]), st.integers(0, READERS - 1)),
     ),
+    min_size=20,
     max_size=120,
 )
 
@@ -55,6 +56,7 @@ class Runner:
             self.believed_us = max(self.believed_us, report)
 
 
+@settings(max_examples=400)
 @given(steps=steps)
 def test_nothing_that_is_read_is_ever_late_for_the_runner(steps):
     runner = Runner()
