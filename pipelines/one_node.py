@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+import os
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
@@ -45,9 +46,12 @@ def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.P
             build(pipeline)
             if reasons := why_not_prism(pipeline):
                 raise CannotStartError(f"this graph cannot run on one node: {'; '.join(reasons)}.")
-            return _run(pipeline, prism, options)
+            code = _run(pipeline, prism, options)
     except (PrismNotFoundError, PrismStartError) as error:
         raise CannotStartError(str(error)) from error
+    if code:
+        _leave(code)
+    return code
 
 
 def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
@@ -59,11 +63,11 @@ def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
     ):
         try:
             code = _watch(_Submission(pipeline), prism, told)
+            if code:
+                _hush()
         finally:
             # What is committed is acknowledged; the rest goes back at once instead of when its leases lapse.
             close_subscribers(hand_back=True)
-        if code:
-            _hush()
         return code
 
 
@@ -127,6 +131,13 @@ def _hush() -> None:
     """Say no more: once Prism goes, every thread of Beam's that talks to it complains at length."""
     logging.disable()
     threading.excepthook = lambda _: None
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: Beam's threads, cut off in mid-call, can abort an orderly end (exit code -6)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Told:
