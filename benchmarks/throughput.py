@@ -23,9 +23,11 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from benchmarks.stand import Measured, Stand
+from millrace.broker import Broker
 
 PEERS = (
     ("naive Beam", "benchmarks.peers.naive_beam", "20000", "Pub/Sub in, an element an event, per user and window"),
+    ("Bytewax live", "benchmarks.peers.bytewax_flow --live", "300000", "file in; as an endless stream needs it"),
     ("Bytewax replay", "benchmarks.peers.bytewax_flow", "300000", "file in; a window waits for its user's next event"),
     ("DuckDB batch", "benchmarks.peers.duckdb_batch", "2000000", "file in, all at once: the ceiling"),
 )
@@ -97,8 +99,10 @@ def _latency(measured: Measured, stand: Stand) -> list[str]:
 
 def _peer(name: str, module: str, events: str, remark: str) -> Row:
     _say(f"{name}, {int(events):,} events ...")
-    command = [sys.executable, "-m", module, "--events", events]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    command = [sys.executable, "-m", *module.split(), "--events", events]
+    with Broker(data=":memory:") as broker:  # for the one that reads Pub/Sub
+        environment = {**os.environ, "PUBSUB_EMULATOR_HOST": broker.address}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-2_000:]}")
     report = json.loads(done.stdout.strip().splitlines()[-1])

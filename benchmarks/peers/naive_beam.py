@@ -210,7 +210,8 @@ def main() -> int:
         print("naive_beam: set PUBSUB_EMULATOR_HOST to a broker, host:port", file=sys.stderr)
         return 2
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as scratch:
+    # The runner, which is not waited for, may still be writing.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         report = run(Path(scratch), options.events, options.rate, options.seconds)
     report.print()
     sys.stdout.flush()
