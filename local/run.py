@@ -51,18 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, for_the_job = parser.parse_known_args(arguments)
     if placed := [each for each in for_the_job if each.partition("=")[0] in _PLACED]:
         parser.error(f"{placed[0]}: a local run keeps its tables and its Pub/Sub in --data")
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
+    ending = _Ending()
+    before = {number: signal.signal(number, ending.tell) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _check_for_the_job(for_the_job)
         find_prism(options.prism_location, _say)  # minutes, the first time: before anything else runs
         with contextlib.ExitStack() as stack:
             environment = stack.enter_context(_broker(options.data))
             _create_topic_and_subscription()
-            job_ended = _run_job(options, for_the_job, environment, over)
+            job_ended = _run_job(options, for_the_job, environment, ending)
     except (CannotRunError, PrismNotFoundError, PublishError) as error:
         print(f"millrace local: {error}", file=sys.stderr)
         return 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if job_ended == 2:
         return 2
     connection = connect(options.data)
@@ -70,6 +73,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = accounts(connection, options.data / "published.csv")
     print("\n" + _closing(found, drained=job_ended == 0))
     return 0 if job_ended == 0 and found.closes else 1
+
+
+class _Ending:
+    """The first Ctrl-C ends the traffic and drains the job; the second is the job's own second: it ends at once."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.job: subprocess.Popen[str] | None = None
+
+    def tell(self, *_: object) -> None:
+        """Handle a signal."""
+        if self.over.is_set() and self.job is not None:
+            self.job.terminate()
+        self.over.set()
+
+
+def _check_for_the_job(arguments: Sequence[str]) -> None:
+    if not arguments:
+        return
+    from millrace.pipelines.options import problem_with_arguments  # noqa: PLC0415  Beam: two seconds, seldom needed
+
+    if problem := problem_with_arguments(arguments):
+        raise CannotRunError(problem)
 
 
 @contextlib.contextmanager
@@ -100,13 +126,14 @@ def _create_topic_and_subscription() -> None:
     publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
     try:
         with contextlib.suppress(exceptions.AlreadyExists):
-            publisher.create_topic(request={"name": TOPIC}, timeout=_READY_S)
+            publisher.create_topic(request={"name": TOPIC}, timeout=_READY_S, retry=None)
         with contextlib.suppress(exceptions.AlreadyExists):
             wanted = {"name": SUBSCRIPTION, "topic": TOPIC, "ack_deadline_seconds": _ACK_DEADLINE_S}
-            subscriber.create_subscription(request=wanted, timeout=_READY_S)
+            subscriber.create_subscription(request=wanted, timeout=_READY_S, retry=None)
     except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
         where = os.environ.get("PUBSUB_EMULATOR_HOST")
-        raise CannotRunError(f"cannot create {TOPIC} at {where}: is Pub/Sub running there? ({error})") from error
+        reason = str(error).partition(";")[0]
+        raise CannotRunError(f"cannot create {TOPIC} at {where}: is Pub/Sub running there? ({reason})") from error
     finally:
         publisher.stop()
         publisher.transport.close()
@@ -114,18 +141,18 @@ def _create_topic_and_subscription() -> None:
 
 
 def _run_job(
-    options: argparse.Namespace, for_the_job: Sequence[str], environment: dict[str, str], over: threading.Event
+    options: argparse.Namespace, for_the_job: Sequence[str], environment: dict[str, str], ending: _Ending
 ) -> int:
     """Run job and traffic until it is over; return the job's exit code."""
     tables = [f"--{name}={options.data / name}" for name in ("archive", "duplicates", "dead_letters")]
     arguments = [f"--subscription={SUBSCRIPTION}", *tables, "--progress_s=1", "--drain_until_empty", *for_the_job]
     if options.prism_location:
         arguments.append(f"--prism_location={options.prism_location}")
-    job = children.start("millrace.pipelines.events", arguments, environment)
+    job = ending.job = children.start("millrace.pipelines.events", arguments, environment)
     try:
         with Journal(options.data / "published.csv") as journal, _traffic(options, journal) as traffic:
             until = None if options.for_seconds is None else time.monotonic() + options.for_seconds
-            while not over.wait(0.1) and job.poll() is None and (until is None or time.monotonic() < until):
+            while not ending.over.wait(0.1) and job.poll() is None and (until is None or time.monotonic() < until):
                 pass
             if traffic is not None:
                 traffic.stop()
@@ -168,9 +195,12 @@ def _say(text: str) -> None:
 
 
 def _rate(text: str) -> float:
-    rate = float(text)
-    if not rate > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}; for no traffic use --no-demo")
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be events a second above 0, got {text!r}; for no traffic use --no-demo")
     return rate
 
 

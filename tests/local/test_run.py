@@ -1,0 +1,48 @@
+"""The local run's refusals: before anything is started, in one line that says what to do."""
+
+import pytest
+
+from millrace.local import run
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("millrace.local.children.start", fail)
+    monkeypatch.setattr(run, "find_prism", lambda *_: None)
+
+
+def test_an_option_that_nobody_knows(capsys, tmp_path):
+    assert run.main(["--data", str(tmp_path), "--order_wait=3"]) == 2
+    assert capsys.readouterr().err == "millrace local: no such option: --order_wait=3; see --help.\n"
+
+
+def test_a_value_that_the_job_could_not_read(capsys, tmp_path):
+    assert run.main(["--data", str(tmp_path), "--shards=many"]) == 2
+    assert capsys.readouterr().err == "millrace local: --shards: invalid int value: 'many'; see --help.\n"
+
+
+@pytest.mark.parametrize("rate", ["abc", "0", "-1", "inf", "nan"])
+def test_a_rate_that_is_none(capsys, rate):
+    with pytest.raises(SystemExit, match="2"):
+        run.main([f"--rate={rate}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"must be events a second above 0, got '{rate}'; for no traffic use --no-demo")
+
+
+def test_tables_elsewhere(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--archive=gs://bucket/archive"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("--archive=gs://bucket/archive: a local run keeps its tables and its Pub/Sub in --data")
+
+
+def test_a_pubsub_that_is_not_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
+    assert run.main(["--data", str(tmp_path)]) == 2
+    using, refusal = capsys.readouterr().err.splitlines()
+    assert using == "Using the Pub/Sub at 127.0.0.1:1 (PUBSUB_EMULATOR_HOST)."
+    asked = "cannot create projects/millrace-local/topics/events at 127.0.0.1:1: is Pub/Sub running there?"
+    assert refusal.startswith(f"millrace local: {asked} (503 ")
