@@ -3,17 +3,16 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
-_LEASH = Path(__file__).with_name("leash.py")
+from millrace.local.leash import leashed
 
 
 def start(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], output: IO[Any] | int | None = None
 ) -> subprocess.Popen[str]:
     """Start `python -m module` in a session of its own, so that Ctrl-C reaches only us and we end things in order."""
-    command = [sys.executable, "-I", "-S", str(_LEASH), sys.executable, "-m", module, *arguments]
+    command = leashed([sys.executable, "-m", module, *arguments])
     return subprocess.Popen(  # noqa: S603  our own command
         command, stdin=subprocess.PIPE, stdout=output, text=True, env=dict(environment), start_new_session=True
     )

@@ -10,6 +10,12 @@ A script of its own, run without site-packages, so that it starts at once and ne
 import os
 import signal
 import sys
+from collections.abc import Sequence
+
+
+def leashed(program: Sequence[str]) -> list[str]:
+    """Return the command that starts a program on this leash; give it a pipe as standard input, and hold on to it."""
+    return [sys.executable, "-I", "-S", __file__, *program]
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +21,12 @@ from typing import IO, Self
 
 import grpc
 
+from millrace.local.leash import leashed
 from millrace.local.orphans import end_orphans, note_down
 from millrace.local.prism_binary import PrismNotFoundError, cache_dir, find_prism
 
 __all__ = ["Prism", "PrismNotFoundError", "PrismStartError", "find_prism"]
 
-_LEASH = Path(__file__).with_name("leash.py")
 _PORT_TRIES = 5
 _CALL_S = 0.25
 _GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
@@ -151,7 +150,7 @@ class Prism:
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 (our own command)
-                [sys.executable, "-I", "-S", str(_LEASH), *program, *options],
+                leashed([*program, *options]),
                 stdin=subprocess.PIPE,  # the leash: its end in our hand closes with us
                 stdout=log,
                 stderr=log,

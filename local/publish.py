@@ -4,13 +4,14 @@ Requests travel as bytes: google-cloud-pubsub builds an object a message, which 
 """
 
 import dataclasses
-import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
+
+from millrace.transforms.pubsub import open_channel
 
 _METHOD = "/google.pubsub.v1.Publisher/Publish"
 _RETRIED = frozenset(
@@ -23,11 +24,6 @@ _RETRIED = frozenset(
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNKNOWN,
     }
-)
-_CHANNEL = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a broker that is back should be found at once
 )
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -88,7 +84,7 @@ class Publisher:
         self._deadline_s = deadline_s
         self._on_acknowledged = on_acknowledged
         self._on_maybe = on_maybe
-        self._channel = _channel()
+        self._channel = open_channel()
         self._call = self._channel.unary_unary(_METHOD)
         self._metadata = (("x-goog-request-params", f"topic={topic}"),)
         self._lock = threading.Lock()
@@ -199,13 +195,3 @@ class Publisher:
     def _add(self, **more: int) -> None:
         changed = {name: getattr(self._counts, name) + count for name, count in more.items()}
         self._counts = dataclasses.replace(self._counts, **changed)
-
-
-def _channel() -> grpc.Channel:
-    """Return a channel to the emulator or broker that the environment names, else to Google with its credentials."""
-    address = os.environ.get("PUBSUB_EMULATOR_HOST")
-    if address:
-        return grpc.insecure_channel(address, options=_CHANNEL)
-    from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport  # noqa: PLC0415  only for Google
-
-    return PublisherGrpcTransport().grpc_channel

@@ -10,9 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
-from millrace.sinks.archive import Tables, committer
-from millrace.sinks.delta import open_table
-from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.sinks.archive import Tables, committer, open_tables
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 
 _NAME = re.compile(
@@ -110,13 +108,8 @@ def tables(tables_: Tables) -> None:
     """
     if tables_.alone:
         committer(tables_)
-        return
-    for uri, spec in (
-        (tables_.archive, ARCHIVE),
-        (tables_.duplicates, DUPLICATES),
-        (tables_.dead_letters, DEAD_LETTERS),
-    ):
-        open_table(uri, spec)
+    else:
+        open_tables(tables_)
 
 
 def pipeline(given: PipelineOptions) -> beam.Pipeline:

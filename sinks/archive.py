@@ -47,6 +47,19 @@ class Tables:
     run_id: str = dataclasses.field(default_factory=lambda: f"millrace-{uuid.uuid4().hex}")
 
 
+def open_tables(tables: Tables) -> tuple[Table, Table, Table]:
+    """Open the archive, the duplicates and the dead letters; create those that are missing.
+
+    Raises:
+        StorageError: one cannot be opened; one sentence that says what to do.
+    """
+    return (
+        open_table(tables.archive, ARCHIVE),
+        open_table(tables.duplicates, DUPLICATES),
+        open_table(tables.dead_letters, DEAD_LETTERS),
+    )
+
+
 _COMMITTERS: dict[Tables, Committer] = {}
 _COMMITTERS_LOCK = threading.Lock()
 
@@ -60,9 +73,7 @@ def committer(tables: Tables) -> Committer:
     with _COMMITTERS_LOCK:
         found = _COMMITTERS.get(tables)
         if found is None:
-            archive = open_table(tables.archive, ARCHIVE)
-            duplicates = open_table(tables.duplicates, DUPLICATES)
-            dead_letters = open_table(tables.dead_letters, DEAD_LETTERS)
+            archive, duplicates, dead_letters = open_tables(tables)
             index = None
             if tables.alone:
                 index = Index(

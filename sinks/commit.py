@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.schemas import dead_letter, duplicate, event
+from millrace.schemas import duplicate
 from millrace.schemas.event import RECEIPT
 from millrace.sinks.delta import Table
 from millrace.sinks.parquet import DataFile
@@ -115,7 +115,7 @@ class Committer:
             if (self._index.events.find(keys) != NEW).any():
                 return Part(rows=batch)  # the committer will sort it out, in memory
         late = pc.sum(batch.column("is_late")).as_py() or 0
-        files = self._archive.write(pa.table(batch).select(event.ARCHIVE.names), uuid.uuid4().hex)
+        files = self._archive.write(pa.table(batch), uuid.uuid4().hex)
         return Part(written=Written(files, keys, receipts, counts, late))
 
     def commit_events(self, parts: Sequence[Part], window_us: int) -> Committed:
@@ -146,7 +146,7 @@ class Committer:
             files = [file for each in written for file in each.files]
             late = sum(each.late for each in written)
             if rows is not None and rows.num_rows:
-                ordered = pa.table(rows).select(event.ARCHIVE.names).sort_by(_ORDER)
+                ordered = pa.table(rows).sort_by(_ORDER)
                 files += self._archive.write(ordered, uuid.uuid4().hex)
                 late += pc.sum(rows.column("is_late")).as_py() or 0
             copies = self._true_copies(copies)
@@ -160,7 +160,7 @@ class Committer:
             if copies is not None and copies.num_rows:
                 ids = self._index.duplicates if self._index is not None else None
                 entry = _Entry(ids, [ids.keys_of(copies)]) if ids is not None else None
-                table = pa.table(copies).select(duplicate.SCHEMA.names)
+                table = pa.table(copies)
                 self._commit(self._duplicates, self._duplicates.write(table, uuid.uuid4().hex), window_us, {}, entry)
         _settle(receipts)
         return result
@@ -182,7 +182,7 @@ class Committer:
                 new = (self._index.letters.find(keys) == NEW) & _is_first(keys)
                 letters, entry = letters.filter(pa.array(new)), _Entry(self._index.letters, [keys[new]])
             if letters.num_rows:
-                table = pa.table(letters).select(dead_letter.SCHEMA.names).sort_by("refused_at")
+                table = pa.table(letters).sort_by("refused_at")
                 files = self._dead_letters.write(table, uuid.uuid4().hex)
                 self._commit(self._dead_letters, files, window_us, {}, entry)
         _settle(receipts)

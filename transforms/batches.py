@@ -43,8 +43,7 @@ beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     """Return one batch of all rows; a column that some lack is null there."""
-    table = pa.concat_tables(map(pa.table, (_columns(b) for b in batches)), promote_options="default")
-    return one_batch(table)
+    return one_batch(pa.concat_tables(map(pa.table, batches), promote_options="default"))
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:
@@ -70,7 +69,3 @@ def count_by_receipt(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.
     receipts, counts = np.unique(int64s(batch.column("receipt")), return_counts=True)
     kept = receipts >= 0
     return receipts[kept], counts[kept].astype(np.int64)
-
-
-def _columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    return dict(zip(batch.schema.names, batch.columns, strict=True))

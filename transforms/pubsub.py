@@ -27,6 +27,7 @@ def open_channel() -> grpc.Channel:
     if emulator:
         options = [
             ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
             # A broker that was away for a minute must be met again within a second, not after a minute's back-off.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
