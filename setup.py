@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("schemas", "transforms", "sinks", "pipelines", "broker", "local")
+FOLDERS = ("collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
 
 setup(
     name="millrace",

@@ -13,7 +13,7 @@ import pytest
 from apache_beam.runners.portability.stager import Stager
 
 ROOT = Path(__file__).parent.parent
-TOP = ("schemas", "transforms", "sinks", "pipelines", "broker", "local")
+TOP = ("collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
 SCHEMAS = sorted(path.name for path in (ROOT / "schemas").glob("*.avsc"))
 
 # Run where there is no checkout: the contract from Avro, and every module there is.

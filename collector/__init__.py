@@ -1,0 +1,1 @@
+"""Capture and deliver: HTTP in, Pub/Sub out; 200 only when the events are durable."""
