@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26",
         "protobuf>=5",
         "pyarrow>=20",
+        "PyYAML>=6",
         "xxhash>=3.4",
     ],
     extras_require={
@@ -44,6 +45,7 @@ setup(
             "pytest-timeout>=2.3",
             "ruff>=0.9",
             "setuptools>=75",  # Beam builds the source distribution for its workers without isolation
+            "types-PyYAML>=6",
         ],
     },
     entry_points={"console_scripts": ["millrace = millrace.cli:main"]},
