@@ -29,6 +29,7 @@ class Reason(enum.Enum):
     NUMBER_OUT_OF_RANGE = "number_out_of_range"  # no double can hold it
     NOT_AN_EVENT = "not_an_event"  # JSON, but a field has the wrong type or the type is unknown
     NO_USER = "no_user"  # neither userId nor anonymousId
+    OTHER = "other"  # the collector's reason, where it is none of these (a newer collector); the message names it
 
 
 class Rejected(Exception):  # noqa: N818  it is an outcome, not a fault

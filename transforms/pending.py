@@ -1,7 +1,7 @@
 """Pending: envelopes on their way into batches: read one by one, given out as columns and dead letters."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from millrace.schemas import dead_letter, wire
 from millrace.schemas.dead_letter import Reason, Rejected
-from millrace.schemas.envelope import SOURCE_ID, Envelope
+from millrace.schemas.envelope import EVENT_TYPE, REJECTED, REJECTED_BECAUSE, SOURCE_ID, Envelope
 from millrace.schemas.event import BATCH
 from millrace.transforms.check import MAX_DEPTH, check_text, check_value
 from millrace.transforms.contexts import Contexts
@@ -21,6 +21,8 @@ from millrace.transforms.tabulate import Rows, tabulate
 from millrace.transforms.unpack import split_events, unpack_body
 
 STAGE = "decode"
+COLLECTOR = "collect"
+"""The stage of what the collector refused and sent on as such."""
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """Pub/Sub's own limit for a message."""
@@ -62,6 +64,7 @@ class Letter(NamedTuple):
     payload: bytes
     reason: Reason
     message: str
+    stage: str
 
 
 class Decoding(NamedTuple):
@@ -107,6 +110,16 @@ class Pending:
     def add(self, envelope: Envelope, *, carefully: bool = False) -> None:
         """Read one envelope: all of it at once where it is clean, else event by event."""
         before = len(self._events)
+        if REJECTED in envelope.attributes:
+            self._add_rejected(envelope)
+        else:
+            self._add_events(envelope, carefully)
+        self._envelopes.append(envelope)
+        self._counts.append(len(self._events) - before)
+        if len(self._events) >= _CHUNK_ROWS:
+            self._tabulate()
+
+    def _add_events(self, envelope: Envelope, carefully: bool) -> None:
         try:
             text = unpack_body(envelope.body, envelope.attributes, self._limits.body_bytes)
             self._bytes += len(text)
@@ -118,10 +131,21 @@ class Pending:
                 self._indexes += range(len(events))
         except Rejected as rejected:
             self._refuse(envelope, -1, envelope.body, rejected)
-        self._envelopes.append(envelope)
-        self._counts.append(len(self._events) - before)
-        if len(self._events) >= _CHUNK_ROWS:
-            self._tabulate()
+
+    def _add_rejected(self, envelope: Envelope) -> None:
+        """Make a dead letter of each record that the collector refused, or of the body where none can be told apart."""
+        rejected = _refusal(envelope.attributes)
+        try:
+            text = unpack_body(envelope.body, envelope.attributes, self._limits.body_bytes)
+            payloads = split_events(text).events
+        except Rejected:
+            payloads = []
+        if not 0 < len(payloads) <= self._limits.events:
+            self._refuse(envelope, -1, envelope.body, rejected, COLLECTOR)
+            return
+        for index, payload in enumerate(payloads):
+            self._bytes += len(payload)
+            self._refuse(envelope, index, payload, rejected, COLLECTOR)
 
     def _add_each(self, envelope: Envelope, text: bytes) -> None:
         payloads, defaults = split_events(text)
@@ -129,6 +153,9 @@ class Pending:
             raise Rejected(Reason.TOO_LARGE, f"{len(payloads)} events, the cap is {self._limits.events}")
         if defaults:
             check_text(msgspec.json.encode(defaults))
+        event_type = envelope.attributes.get(EVENT_TYPE)
+        if event_type:
+            defaults.setdefault("type", msgspec.Raw(msgspec.json.encode(event_type)))
         for index, payload in enumerate(payloads):
             try:
                 event, rest = rescue_event(payload, defaults, self._limits.event_bytes, self._contexts)
@@ -139,8 +166,8 @@ class Pending:
                 self._events.append(event)
                 self._indexes.append(index)
 
-    def _refuse(self, envelope: Envelope, index: int, payload: bytes, rejected: Rejected) -> None:
-        letter = Letter(len(self._envelopes), envelope, index, payload, rejected.reason, rejected.message)
+    def _refuse(self, envelope: Envelope, index: int, payload: bytes, rejected: Rejected, stage: str = STAGE) -> None:
+        letter = Letter(len(self._envelopes), envelope, index, payload, rejected.reason, rejected.message, stage)
         self._letters.append(letter)
 
     def take(self, now_us: int) -> Decoding:
@@ -227,6 +254,15 @@ def _pass_on_context(context: msgspec.Raw, events: Sequence[wire.Event]) -> None
         event.context = merged[own]
 
 
+def _refusal(attributes: Mapping[str, str]) -> Rejected:
+    """Return why the collector refused an envelope; of a newer one the reason may be none of ours."""
+    reason, because = attributes[REJECTED], attributes.get(REJECTED_BECAUSE, "")
+    try:
+        return Rejected(Reason(reason), because)
+    except ValueError:
+        return Rejected(Reason.OTHER, f"{reason}: {because}")
+
+
 def _letters(letters: Sequence[Letter], now_us: int) -> pa.RecordBatch:
     if not letters:
         return _NO_LETTERS
@@ -237,7 +273,7 @@ def _letters(letters: Sequence[Letter], now_us: int) -> pa.RecordBatch:
             msgspec.json.encode(dict(letter.envelope.attributes)) if letter.envelope.attributes else None
             for letter in letters
         ],
-        "stage": [STAGE] * len(letters),
+        "stage": [letter.stage for letter in letters],
         "reason": [letter.reason.value for letter in letters],
         "message": [letter.message for letter in letters],
         "source_id": [letter.envelope.attributes.get(SOURCE_ID, "") for letter in letters],

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.schemas import wire
-from millrace.schemas.envelope import IP, RECEIVED_AT, SOURCE_ID, USER_AGENT, Envelope
+from millrace.schemas.envelope import IP, RECEIVED_AT, REQUEST_ID, SOURCE_ID, USER_AGENT, Envelope
 from millrace.schemas.event import BATCH
 from millrace.transforms import clock
 from millrace.transforms.check import MAX_DEPTH
@@ -54,6 +54,8 @@ def tabulate(rows: Rows, contexts: Contexts) -> Tabulated:
     envelope = _EnvelopeColumns(rows)
     times, leftovers = _times(fields, envelope)
     events = _event_names(fields, leftovers)
+    keys = fields["write_key"]
+    fields["write_key"] = _without_source(keys, rows)
     rest = rest_texts(join(_REST, fields, size), rows.rests, leftovers)
     properties, traits = _texts(fields["properties"]), _texts(fields["traits"])
     user_ids, anonymous_ids = (_not_blank(strings(fields[name])) for name in ("user_id", "anonymous_id"))
@@ -85,6 +87,7 @@ def tabulate(rows: Rows, contexts: Contexts) -> Tabulated:
     wrong = wrong | user_keys.is_null().to_numpy(zero_copy_only=False)
     for texts, levels in ((properties, MAX_DEPTH - 1), (traits, MAX_DEPTH - 1), (rest, MAX_DEPTH)):
         wrong[refused(texts, levels)] = True
+    wrong[refused(join({"write_key": "writeKey"}, {"write_key": keys}, size), MAX_DEPTH)] = True
     wrong[list(rows.rests)] = False
     return Tabulated(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH), wrong)
 
@@ -168,12 +171,27 @@ def _message_ids(ids: Column, rows: Rows) -> pa.StringArray:
     column = _not_blank(strings(ids))
     if not column.null_count:
         return column
-    # The same at every delivery of the envelope, so a redelivered event is known for a copy.
+    # The same at every delivery of the envelope, and of one request in every envelope that a publisher's retries made
+    # of it: so a copy is known for one.
+    prefixes = [_id_prefix(envelope) for envelope in rows.envelopes]
     derived = [
-        f"{rows.envelopes[envelope].envelope_id}/{index}"
+        f"{prefixes[envelope]}{index}"
         for envelope, index in zip(rows.envelope_of.tolist(), rows.indexes.tolist(), strict=True)
     ]
     return pc.coalesce(column, pa.array(derived))
+
+
+def _id_prefix(envelope: Envelope) -> str:
+    request_id = envelope.attributes.get(REQUEST_ID)
+    return f"{request_id}-" if request_id else f"{envelope.envelope_id}/"
+
+
+def _without_source(keys: Column, rows: Rows) -> Column:
+    """Return the write keys of envelopes without a source: of the others the key, a secret, has done its work."""
+    if is_absent(keys):
+        return keys
+    known = [bool(each.attributes.get(SOURCE_ID)) for each in rows.envelopes]
+    return [None if known[envelope] else key for key, envelope in zip(keys, rows.envelope_of.tolist(), strict=True)]
 
 
 def _present(values: pa.Array) -> npt.NDArray[np.bool_]:
