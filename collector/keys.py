@@ -45,10 +45,13 @@ class StoredKey:
     until: dt.datetime | None = None
     """Not valid from this moment on, with a zone; None: valid as long as it is listed."""
 
-    def matches(self, key: str, now_us: int) -> bool:
-        """Say whether this is the key, and valid at now_us (µs since the epoch), in a time that tells nothing of it."""
-        same = hmac.compare_digest(hash_key(key), self.sha256)
-        return same and (self.until is None or now_us < self.until.timestamp() * 1_000_000)
+    def matches(self, key: str) -> bool:
+        """Say whether this is the key, in a time that tells nothing of it."""
+        return hmac.compare_digest(hash_key(key), self.sha256)
+
+    def valid_at(self, now_us: int) -> bool:
+        """Say whether it has not ended at now_us (µs since the epoch)."""
+        return self.until is None or now_us < self.until.timestamp() * 1_000_000
 
 
 def new_key(kind: Kind) -> str:

@@ -40,8 +40,8 @@ _SOURCE = (
 )
 _KEY = ("begins", "sha256", "until")
 _LEAKED = (
-    "a write key in plain text: only its hash belongs here, as `begins` and `sha256`; remove it. A server's key has to be "
-    "taken out of use, since it was written down: `millrace source rotate NAME` makes a new one"
+    "a write key in plain text: only its hash belongs here, as `begins` and `sha256`; remove it. A server's key has to "
+    "be taken out of use, since it was written down: `millrace source rotate NAME` makes a new one"
 )
 
 
@@ -64,7 +64,7 @@ class Contents(NamedTuple):
 
 
 def read(text: str, path: str) -> Contents:
-    """Read the text of a file.
+    """Read the text of a file; one without a source is no mistake here, since the first has to be added to something.
 
     Raises:
         SourcesError: it has mistakes: all of them at once.
@@ -76,8 +76,6 @@ def read(text: str, path: str) -> Contents:
         file = page.members(page.root, "the file", _FILE)
         sources = _sources(page, file.get("sources"))
         proxies = _networks(page, file.get("trusted_proxies"))
-    if not sources and not page.mistakes:
-        page.mistakes.append(Mistake(None, "no source is in it; `millrace source add NAME --kind KIND` adds one"))
     leaked = [number for number, line in enumerate(text.splitlines(), 1) if PLAIN_KEY.search(line)]
     mistakes = [mistake for mistake in page.mistakes if mistake.line not in leaked]  # those could repeat the key
     mistakes += [Mistake(line, _LEAKED) for line in leaked]
@@ -132,7 +130,7 @@ def _source(page: Page, name_node: yaml.ScalarNode, node: yaml.Node) -> Source:
         keys=_keys(page, name, of.get("keys")),
         origins=origins,
         rate=rate,
-        burst=burst if burst is not None else max(1.0, (rate or 0.0) * BURST_S),
+        burst=burst if burst is not None else max(1.0, rate * BURST_S) if rate else 0.0,
         limits=SourceLimits(
             event_bytes=page.whole(of.get("event_bytes"), f"{name}: event_bytes", _MOST_EVENT_BYTES),
             request_bytes=page.whole(of.get("request_bytes"), f"{name}: request_bytes", _MOST_REQUEST_BYTES),

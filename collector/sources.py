@@ -43,9 +43,11 @@ class Sources:
         """Read the text of a file; path is for the messages.
 
         Raises:
-            SourcesError: it has mistakes: all of them, each with its line.
+            SourcesError: it has mistakes: all of them, each with its line. To have no source is one.
         """
         contents = read(text, path)
+        if not contents.sources:
+            raise SourcesError(path, [Mistake(None, "no source is in it; `millrace source add NAME` adds one")])
         return cls(contents.sources, contents.trusted_proxies)
 
     def by_key(self, key: str, now_us: int | None = None) -> Source | None:
@@ -59,7 +61,7 @@ class Sources:
             return None
         now = time.time_ns() // 1_000 if now_us is None else now_us
         for stored, source in self._by_beginning.get(key[:BEGINS_CHARACTERS], ()):
-            if stored.matches(key, now):
+            if stored.matches(key) and stored.valid_at(now):
                 return source
         return None
 

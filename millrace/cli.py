@@ -13,6 +13,8 @@ COMMANDS = {
         "millrace.local.doctor",
         "what the main job would lack on this machine, and what to do about it",
     ),
+    "check": ("millrace.collector.check", "is the file of sources right, and if not, where and why"),
+    "source": ("millrace.collector.add", "add a source of events, give it a second key, list what there is"),
     "compact": ("millrace.sinks.compact", "merge the small files of a table, and clear what nobody needs"),
 }
 

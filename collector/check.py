@@ -1,0 +1,46 @@
+"""`millrace check`: is the file of sources right, and if not, where and why."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from millrace.collector.keys import Kind
+from millrace.collector.sources import FILE, Sources, SourcesError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check a file; the exit code is 0 where it is right, 2 where the collector would refuse it."""
+    parser = argparse.ArgumentParser(
+        prog="millrace check",
+        description="Check a file of sources: every mistake with its line, or one line of what it says.",
+    )
+    parser.add_argument("file", nargs="?", default=FILE, metavar="FILE", help=f"default: {FILE}")
+    path = parser.parse_args(arguments).file
+    try:
+        sources = Sources.load(path)
+    except SourcesError as error:
+        print(error)
+        return 2
+    print(f"{path}: {summary(sources, time.time_ns() // 1_000)}")
+    return 0
+
+
+def summary(sources: Sources, now_us: int) -> str:
+    """Say in one line what a file holds, and what in it a person may not have meant."""
+    kinds = [source.kind for source in sources.all]
+    counts = [f"{kinds.count(kind)} {kind.value}" for kind in Kind if kind in kinds]
+    parts = [f"{len(kinds)} source{'s' * (len(kinds) != 1)} ({', '.join(counts)})"]
+    if sources.trusted_proxies:
+        parts.append(f"trusted proxies: {', '.join(map(str, sources.trusted_proxies))}")
+    anywhere = [source.id for source in sources.all if source.origins.any]
+    if anywhere:
+        parts.append(f"any page of any site may use {', '.join(anywhere)}")
+    silent = [source.id for source in sources.all if not any(key.valid_at(now_us) for key in source.keys)]
+    if silent:
+        parts.append(f"no valid key, so nothing can be sent: {', '.join(silent)}")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
