@@ -1,44 +1,67 @@
-"""Journal: which envelopes the sample traffic published, and how many events each, so that the accounts can be closed.
+"""Journal: what the sample traffic sent and was told is kept, event by event, so that the accounts can be closed.
 
-A line is written when the broker has acknowledged its message. What the broker took without our learning of it (it was
-killed before it answered) has no line: such envelopes are another publisher's, as far as the accounts go.
+A line is written when the answer is there: until then nobody promised anything. What was sent, and taken without our
+learning of it, is noted when it is given up.
 """
 
+import enum
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from google.pubsub_v1.types import PublishResponse
+from millrace.local.shop import Sent
 
-from millrace.local.publish import Request
+HEADER = b"kind,name,answered\n"
 
-HEADER = "envelope_id,events\n"
 
-_read = type(PublishResponse.pb(PublishResponse())).FromString
+class Kind(enum.Enum):
+    """Which table has to have it."""
+
+    EVENT = "event"  # the archive, by its message id; copies of it the duplicates
+    LETTER = "letter"  # the dead letters, by the SHA-256 of its bytes
+
+
+class Record(NamedTuple):
+    """One record as the tables know it, whatever envelope it came in."""
+
+    kind: Kind
+    name: str
+    """The message id, or the hash."""
+
+
+def records_of(sent: Sent) -> list[Record]:
+    """Return what a body has to become."""
+    letters = [Record(Kind.LETTER, hashlib.sha256(payload).hexdigest()) for payload in sent.payloads]
+    return [*(Record(Kind.EVENT, message_id) for message_id in sent.message_ids), *letters]
 
 
 class Journal:
-    """A CSV file that grows by a line for each published message; a context manager."""
+    """A CSV file that grows by a line for each record; a context manager. Several processes may write one file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._file = path.open("a", encoding="ascii")
+        self._file = path.open("ab", buffering=0)  # one write each: lines of two writers never mix
+        self._lock = threading.Lock()
         if not self._file.tell():
             self._file.write(HEADER)
-            self._file.flush()
 
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        return self._path
+    def answered(self, records: Iterable[Record]) -> None:
+        """Enter records that are promised to be in the tables; those sent twice twice."""
+        self._enter(records, 1)
 
-    def record(self, request: Request, answer: bytes) -> None:
-        """Enter the messages of a request that was answered; its tag is what they hold, one `Sent` each."""
-        ids = _read(answer).message_ids
-        lines = (f"{id_},{sent.events}\n" for id_, sent in zip(ids, request.tag, strict=True))
-        self._file.write("".join(lines))
-        self._file.flush()
+    def given_up(self, records: Iterable[Record]) -> None:
+        """Enter records that may be in the tables: sent, and never answered."""
+        self._enter(records, 0)
+
+    def _enter(self, records: Iterable[Record], answered: int) -> None:
+        lines = "".join(f"{kind.value},{name},{answered}\n" for kind, name in records).encode()
+        with self._lock:
+            while lines:
+                lines = lines[os.write(self._file.fileno(), lines) :]
 
     def __enter__(self) -> Self:
         return self

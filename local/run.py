@@ -20,11 +20,12 @@ from google.api_core import exceptions
 from google.cloud import pubsub_v1
 
 from millrace.local import children
-from millrace.local.journal import Journal
+from millrace.local.accounts import accounts, closing
+from millrace.local.journal import Journal, records_of
 from millrace.local.prism import PrismNotFoundError, find_prism
-from millrace.local.publish import PublishError
+from millrace.local.publish import PublishError, Request
 from millrace.local.shop import Shop
-from millrace.local.summary import Accounts, accounts, connect, describe
+from millrace.local.summary import connect, describe
 from millrace.local.traffic import ShopRequests, Traffic
 
 TOPIC = "projects/millrace-local/topics/events"
@@ -70,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     connection = connect(options.data)
     print("\n" + describe(connection))
-    found = accounts(connection, options.data / "published.csv")
-    print("\n" + _closing(found, drained=job_ended == 0))
+    found = accounts(connection, options.data / "journal.csv")
+    print("\n" + closing(found))
+    if job_ended:
+        print("  The job did not end well: what is missing is still with Pub/Sub. Run again, and it is archived.")
     return 0 if job_ended == 0 and found.closes else 1
 
 
@@ -150,7 +153,7 @@ def _run_job(
         arguments.append(f"--prism_location={options.prism_location}")
     job = ending.job = children.start("millrace.pipelines.events", arguments, environment)
     try:
-        with Journal(options.data / "published.csv") as journal, _traffic(options, journal) as traffic:
+        with Journal(options.data / "journal.csv") as journal, _traffic(options, journal) as traffic:
             until = None if options.for_seconds is None else time.monotonic() + options.for_seconds
             while not ending.over.wait(0.1) and job.poll() is None and (until is None or time.monotonic() < until):
                 pass
@@ -169,25 +172,12 @@ def _traffic(options: argparse.Namespace, journal: Journal) -> Iterator[Traffic 
         yield None
         return
     shop = Shop(seed=time.time_ns())
-    with Traffic(ShopRequests(shop, TOPIC), TOPIC, options.rate, on_acknowledged=journal.record) as traffic:
+
+    def enter(request: Request, _answer: bytes) -> None:
+        journal.answered(record for sent in request.tag for record in records_of(sent))
+
+    with Traffic(ShopRequests(shop, TOPIC), TOPIC, options.rate, on_acknowledged=enter) as traffic:
         yield traffic
-
-
-def _closing(found: Accounts, *, drained: bool) -> str:
-    sums = (
-        f"published {found.published:,} = archived {found.archived:,} + duplicates {found.duplicates:,} + "
-        f"dead letters {found.dead_letters:,}"
-    )
-    others = f" Other publishers: {found.others:,} events." if found.others else ""
-    if found.closes:
-        return f"The accounting closes: {sums}.{others}"
-    lines = [f"The accounting does NOT close: {sums.replace(' = ', ' against ')}.{others}"]
-    lines += [f"  envelope {id_}: published {events}, found {seen}" for id_, events, seen in found.differing]
-    if not drained:
-        lines.append(
-            "  The job did not end well: what is missing is still with Pub/Sub. Run again, and it is archived."
-        )
-    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

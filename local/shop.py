@@ -58,6 +58,8 @@ class Sent(NamedTuple):
     """Of the readable records, in body order, copies included."""
     reasons: tuple[Reason, ...] = ()
     """Of the broken records."""
+    payloads: tuple[bytes, ...] = ()
+    """The bytes of the broken records, as they will be found in the dead letters."""
 
 
 @dataclasses.dataclass
@@ -226,27 +228,27 @@ class Shop(Iterator[Sent]):
             events.insert(rng.randrange(len(events) + 1), rng.choice(events))
         parts = [_encode(event) for event in events]
         ids = tuple(event["messageId"] for event in events)
-        reasons: list[Reason] = []
+        broken: list[tuple[bytes, Reason]] = []
         attributes = self._attributes(device, now_ms)
         if not again and rng.random() < habits.broken * len(events):
             if len(events) > 1 and rng.random() < 0.6:
-                part, reason = broken_record(rng, events[0])
-                parts.insert(rng.randrange(len(parts) + 1), part)
-                reasons.append(reason)
+                broken.append(broken_record(rng, events[0]))
+                parts.insert(rng.randrange(len(parts) + 1), broken[0][0])
             else:
                 yield self._broken(write_event(device, next(device.happenings), make_uuid(rng), now_ms), attributes)
         body = write_body(device.shape, parts, events[0].get("sentAt"))
         if device.gzipped:
             body = gzip.compress(body, 1, mtime=0)
             attributes[envelope.CONTENT_ENCODING] = "gzip"
-        yield Sent(body, attributes, len(parts), len(reasons), ids, tuple(reasons))
+        payloads, reasons = tuple(part for part, _ in broken), tuple(reason for _, reason in broken)
+        yield Sent(body, attributes, len(parts), len(broken), ids, reasons, payloads)
 
     def _broken(self, event: dict[str, Any], attributes: dict[str, str]) -> Sent:
         if self._rng.random() < 0.4:
             body, reason = broken_record(self._rng, event)
-            return Sent(body, dict(attributes), 1, 1, (), (reason,))
+            return Sent(body, dict(attributes), 1, 1, (), (reason,), (body,))
         body, claimed, reason = broken_body(self._rng, event)
-        return Sent(body, {**attributes, **claimed}, 1, 1, (), (reason,))
+        return Sent(body, {**attributes, **claimed}, 1, 1, (), (reason,), (body,))
 
     def _attributes(self, device: Device, now_ms: int) -> dict[str, str]:
         return {

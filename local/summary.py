@@ -1,7 +1,7 @@
-"""Summary: what the tables hold, read by DuckDB, and whether every published event is accounted for."""
+"""Summary: what the tables hold, read by DuckDB, for a person."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 
@@ -30,47 +30,6 @@ _JOURNEY = """
            strftime(published_at, '%H:%M:%S.%g') AS published
     FROM archive WHERE user_key = ? ORDER BY order_index LIMIT 14
 """
-_PUBLISHED = """
-    CREATE OR REPLACE TEMP TABLE published AS
-    SELECT envelope_id, sum(events)::BIGINT AS events
-    FROM read_csv(?, header = true, columns = {'envelope_id': 'VARCHAR', 'events': 'BIGINT'}) GROUP BY ALL
-"""
-_RECORDED = """
-    CREATE OR REPLACE TEMP TABLE recorded AS
-    SELECT envelope_id, count(*) AS events, count(*) FILTER (door = 'archive') AS archived,
-           count(*) FILTER (door = 'duplicates') AS duplicates, count(*) FILTER (door = 'dead_letters') AS dead_letters
-    FROM (SELECT envelope_id, 'archive' AS door FROM archive
-          UNION ALL SELECT envelope_id, 'duplicates' FROM duplicates
-          UNION ALL SELECT envelope_id, 'dead_letters' FROM dead_letters)
-    GROUP BY ALL
-"""
-_SUMS = """
-    SELECT coalesce(sum(published.events), 0), coalesce(sum(archived), 0), coalesce(sum(duplicates), 0),
-           coalesce(sum(dead_letters), 0)
-    FROM published LEFT JOIN recorded USING (envelope_id)
-"""
-_DIFFERING = """
-    SELECT envelope_id, published.events, coalesce(recorded.events, 0)
-    FROM published LEFT JOIN recorded USING (envelope_id)
-    WHERE published.events != coalesce(recorded.events, 0) ORDER BY ALL LIMIT 20
-"""
-_OTHERS = "SELECT coalesce(sum(events), 0) FROM recorded ANTI JOIN published USING (envelope_id)"
-
-
-class Accounts(NamedTuple):
-    """Published against recorded, in events; `differing` names envelopes, with what was published and found."""
-
-    published: int
-    archived: int
-    duplicates: int
-    dead_letters: int
-    differing: list[tuple[str, int, int]]
-    others: int
-
-    @property
-    def closes(self) -> bool:
-        """Whether published = archived + duplicates + dead letters, envelope by envelope."""
-        return not self.differing
 
 
 def connect(data: Path) -> duckdb.DuckDBPyConnection:
@@ -87,19 +46,6 @@ def connect(data: Path) -> duckdb.DuckDBPyConnection:
         else:
             connection.register(name, spec.schema.empty_table())
     return connection
-
-
-def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
-    """Compare the journal of what was published (CSV: envelope_id,events) with what the tables hold.
-
-    Envelopes that the journal does not name came from other publishers: they are counted, not judged.
-    """
-    connection.execute(_PUBLISHED, [str(journal)])
-    connection.execute(_RECORDED)
-    published, archived, duplicates, dead_letters = map(int, _row(connection, _SUMS))
-    (others,) = _row(connection, _OTHERS)
-    differing = connection.execute(_DIFFERING).fetchall()
-    return Accounts(published, archived, duplicates, dead_letters, differing, int(others))
 
 
 def describe(connection: duckdb.DuckDBPyConnection) -> str:

@@ -39,10 +39,10 @@ def test_the_one_command_ends_with_accounts_that_close(tmp_path):
     run = started(tmp_path, "--for", "12", "--rate", "300")
     assert run.wait(300) == 0, (tmp_path / "out").read_text()
     said = (tmp_path / "out").read_text()
-    for shown in ("The sample traffic has ended", "One user's journey (", "The accounting closes: published "):
+    for shown in ("The sample traffic has ended", "One user's journey (", "The accounting closes: collected "):
         assert shown in said
         assert shown in README
-    sums = re.search(r"published ([\d,]+) = archived ([\d,]+) \+ duplicates ([\d,]+) \+ dead letters ([\d,]+)", said)
+    sums = re.search(r"collected ([\d,]+) = archived ([\d,]+) \+ duplicates ([\d,]+) \+ dead letters ([\d,]+)", said)
     assert sums is not None
     published, archived, duplicates, dead = (int(number.replace(",", "")) for number in sums.groups())
     assert published == archived + duplicates + dead > 2_000

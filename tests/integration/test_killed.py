@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from millrace.local.journal import Journal
+from millrace.local.accounts import accounts
+from millrace.local.journal import Journal, records_of
+from millrace.local.publish import Request
 from millrace.local.shop import Shop
-from millrace.local.summary import accounts, connect
+from millrace.local.summary import connect
 from millrace.local.traffic import ShopRequests, Traffic
 from tests.support.job import Job
 from tests.support.pubsub import PubSub, Server, broker_process, wait_until
@@ -73,9 +75,13 @@ def test_after_20_kills_every_published_event_is_recorded_exactly_once(
         topic = pubsub.create_topic()
         subscription = pubsub.create_subscription(topic, ack_deadline_seconds=10)
     stand.start_job(subscription)
-    journal_path = stand.data / "published.csv"
+    journal_path = stand.data / "journal.csv"
     with Journal(journal_path) as journal:
-        traffic = Traffic(ShopRequests(Shop(seed), topic), topic, RATE, deadline_s=5, on_acknowledged=journal.record)
+
+        def enter(request: Request, _answer: bytes) -> None:
+            journal.answered(record for sent in request.tag for record in records_of(sent))
+
+        traffic = Traffic(ShopRequests(Shop(seed), topic), topic, RATE, deadline_s=5, on_acknowledged=enter)
         with traffic:
             killed: Counter[str] = Counter()
             while killed.total() < KILLS:
@@ -107,7 +113,7 @@ def test_after_20_kills_every_published_event_is_recorded_exactly_once(
                                   FROM archive WHERE NOT is_late) WHERE before > occurred_at
         """
         assert connection.execute(backwards).fetchall() == []
-    assert found.published > KILLS * RATE / 4
+    assert found.answered > KILLS * RATE / 4
 
 
 def kill(stand: Stand, target: str, subscription: str) -> None:
