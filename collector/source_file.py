@@ -16,7 +16,7 @@ from millrace.schemas.event import TYPES
 
 SOURCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEYS_AT_ONCE = 2
-BURST_S = 10.0
+BURST_S = 10
 """Without burst_events, what this many seconds bring may come at once."""
 
 _MOST_EVENTS_PER_S = 1_000_000
@@ -85,20 +85,20 @@ def read(text: str, path: str) -> Contents:
 
 
 def _sources(page: Page, node: yaml.Node | None) -> Sequence[Source]:
-    if node is None:
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
         return ()
     sources = []
-    members = page.members(node, "sources")
-    names = {name.value: name for name, _ in node.value if name.value in members} if members else {}
-    first_line: dict[bytes, int] = {}
-    for name, value in members.items():
-        if not SOURCE_ID.fullmatch(name):
-            page.wrong(names[name], f"sources: {shown(names[name])} is no name; take 1 to 64 letters, digits or . _ -")
-        source = _source(page, names[name], value)
+    holders: dict[bytes, str] = {}
+    for name, value in page.pairs(node, "sources"):
+        if not SOURCE_ID.fullmatch(name.value):
+            page.wrong(name, f"sources: {shown(name)} is no name; take 1 to 64 letters, digits or . _ -")
+        source = _source(page, name, value)
         for key in source.keys:
-            line = first_line.setdefault(key.sha256, line_of(names[name]))
-            if line != line_of(names[name]):
-                page.wrong(names[name], f"{name}: keys: one of them is a key of the source at line {line}; remove one")
+            if key.sha256 in holders:
+                page.wrong(
+                    name, f"{name.value}: keys: one is a key of {holders[key.sha256]} already; remove one of the two"
+                )
+            holders[key.sha256] = f"{name.value}, line {line_of(name)},"
         sources.append(source)
     return sources
 
@@ -144,7 +144,7 @@ def _source(page: Page, name_node: yaml.ScalarNode, node: yaml.Node) -> Source:
 
 
 def _keys(page: Page, name: str, node: yaml.Node | None) -> tuple[StoredKey, ...]:
-    """Read the stored keys. No message holds a value from here, since it could be a key."""
+    """Read the stored keys. No message repeats what stands in the place of a beginning or a hash: it could be a key."""
     items = page.items(node, f"{name}: keys") if node is None or isinstance(node, yaml.SequenceNode) else [node]
     keys = []
     for item in items:

@@ -37,11 +37,14 @@ class Page:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self.mistakes.append(
-                Mistake(mark.line + 1 if mark else None, f"not YAML: {error.problem or error.context}")
+                Mistake(
+                    mark.line + 1 if mark else None,
+                    f"not YAML: {', '.join(filter(None, (error.context, error.problem)))}",
+                )
             )
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            self.mistakes.append(Mistake(line, f"not YAML: the character {error.character!r} is not allowed"))
+            self.mistakes.append(Mistake(line, f"not YAML: the character U+{error.character:04X} is not allowed"))
         except RecursionError:
             self.mistakes.append(Mistake(None, "nested too deeply"))
 
@@ -49,22 +52,29 @@ class Page:
         """Note a mistake where a node begins."""
         self.mistakes.append(Mistake(line_of(node), text))
 
-    def members(self, node: yaml.Node, where: str, known: Collection[str] | None = None) -> dict[str, yaml.Node]:
-        """Read a mapping by name; known: the names there may be, None: any. What is wrong is left out."""
+    def pairs(
+        self, node: yaml.Node, where: str, known: Collection[str] | None = None
+    ) -> Sequence[tuple[yaml.ScalarNode, yaml.Node]]:
+        """Read a mapping as pairs; known: the names there may be, None: any. What is wrong is left out."""
         if not isinstance(node, yaml.MappingNode):
             self.wrong(node, f"{where}: has to be `name: value` lines, not {shown(node)}")
-            return {}
-        found: dict[str, yaml.Node] = {}
+            return ()
+        found: dict[str, tuple[yaml.ScalarNode, yaml.Node]] = {}
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode):
-                self.wrong(name, f"{where}: a name has to be a plain word")
+                self.wrong(name, f"{where}: a name has to be a plain word, not {shown(name)}")
             elif known is not None and name.value not in known:
                 self.wrong(name, f"{where}: {shown(name)} is not known here; {_meant(name.value, known)}")
             elif name.value in found:
-                self.wrong(name, f"{where}: {shown(name)} stands here twice; keep one")
+                line = line_of(found[name.value][0])
+                self.wrong(name, f"{where}: {shown(name)} is there already, at line {line}; keep one")
             else:
-                found[name.value] = value
-        return found
+                found[name.value] = (name, value)
+        return tuple(found.values())
+
+    def members(self, node: yaml.Node, where: str, known: Collection[str]) -> dict[str, yaml.Node]:
+        """Read a mapping by name; see pairs."""
+        return {name.value: value for name, value in self.pairs(node, where, known)}
 
     def items(self, node: yaml.Node | None, where: str) -> Sequence[yaml.Node]:
         """Read a list; None: empty."""
@@ -95,7 +105,7 @@ class Page:
         self.wrong(node, f"{where}: {shown(node)} is not one of its values; {_meant(word, choices)}")
         return None
 
-    def number(self, node: yaml.Node | None, where: str, most: float) -> float | None:
+    def number(self, node: yaml.Node | None, where: str, most: int) -> float | None:
         """Read a number > 0, up to most."""
         if node is None:
             return None
@@ -103,7 +113,7 @@ class Page:
             number = float(node.value.replace("_", ""))
             if 0 < number <= most and math.isfinite(number):
                 return number
-        self.wrong(node, f"{where}: has to be a number above 0, up to {most:,g}, not {shown(node)}")
+        self.wrong(node, f"{where}: has to be a number above 0, up to {most:,}, not {shown(node)}")
         return None
 
     def whole(self, node: yaml.Node | None, where: str, most: int) -> int | None:
