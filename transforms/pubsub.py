@@ -16,6 +16,14 @@ _CALL_TIMEOUT_S = 15.0
 _ACKS_PER_CALL = 2_500
 """A request may hold 512 KiB of ack ids, each up to some 190 bytes (Pub/Sub's quotas page)."""
 
+EMULATOR_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A broker that was away for a minute must be met again within a second, not after a minute's back-off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
 
 def open_channel() -> grpc.Channel:
     """Return a channel to PUBSUB_EMULATOR_HOST where that is set, else to Google with the default credentials.
@@ -25,14 +33,7 @@ def open_channel() -> grpc.Channel:
     """
     emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
     if emulator:
-        options = [
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            # A broker that was away for a minute must be met again within a second, not after a minute's back-off.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-        ]
-        return grpc.insecure_channel(emulator, options=options)
+        return grpc.insecure_channel(emulator, options=EMULATOR_CHANNEL_OPTIONS)
     from google.cloud import pubsub_v1  # noqa: PLC0415  half a second to import, and not needed above
 
     return pubsub_v1.SubscriberClient().transport.grpc_channel

@@ -1,0 +1,181 @@
+"""Replay: what was spooled goes to Pub/Sub, oldest first, in the background, and behind live traffic.
+
+It is also who finds out that Pub/Sub is back: while the breaker is open it sends the oldest message as the probe, so
+that no client waits for that. While its own requests pass it goes on, also where they are too slow for live traffic.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from millrace.collector.link import Link
+from millrace.collector.message import Message
+from millrace.collector.publish import MAX_MESSAGES, Failure, PublishFailed, encode
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+"""Of a request: small enough for an answer in good time, large enough for 20 MB/s at 50 ms a request."""
+
+_TIMEOUT_S = 10.0
+_IDLE_S = 1.0  # how often an empty spool is looked at without being told
+_RETRY_S = 0.1
+_SPOOL_RETRY_S = 1.0
+_UNPROVEN_S = 10.0  # until messages are tried again that were called unfit by a topic that has never taken any
+_YIELD_S = 0.01
+_LONGEST_YIELD_S = 1.0  # live traffic that never pauses does not stop it for longer
+_WHY_CHARACTERS = 200  # of an answer about one message, which may quote it
+
+Spooled = Sequence[tuple[Any, Message]]
+"""Messages with their places in the spool, oldest first."""
+
+
+class ReplayableSpool(Protocol):
+    """What replay needs of the spool; called from a thread, one call at a time."""
+
+    def oldest(self, limit_bytes: int) -> Spooled:
+        """Return the oldest messages, at least one where there is one, which stay until they are settled."""
+        ...
+
+    def settle(self, places: Sequence[Any]) -> None:
+        """Forget messages that are in Pub/Sub."""
+        ...
+
+    def set_aside(self, places: Sequence[Any], why: str) -> None:
+        """Keep messages that Pub/Sub will never take where a person finds them, out of the way."""
+        ...
+
+
+class Replay:
+    """The loop that empties the spool; `run` is its task."""
+
+    def __init__(
+        self,
+        link: Link,
+        spool: ReplayableSpool,
+        is_live_busy: Callable[[], bool],
+        bytes_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare; nothing runs yet.
+
+        Args:
+            link: the way to Pub/Sub, shared with live traffic.
+            spool: where messages wait.
+            is_live_busy: whether live messages are waiting for their turn.
+            bytes_per_s: most that it sends; more slows live traffic while a backlog is sent.
+            clock: monotonic seconds.
+        """
+        self.messages = 0
+        """Sent from the spool and settled."""
+        self.set_aside = 0
+        """Messages that Pub/Sub would not take."""
+        self.failing = False
+        """Whether the spool cannot be read, or not be settled."""
+        self._link = link
+        self._spool = spool
+        self._is_live_busy = is_live_busy
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._woken = asyncio.Event()
+        self._hurrying = False
+        self._flowing = False  # the last request passed
+        self._idle = False  # there was nothing to send
+        self._unproven = False  # all was called unfit, and it may be the topic's fault
+
+    def wake(self) -> None:
+        """Say that there is something to send; it costs next to nothing."""
+        if self._idle:
+            self._woken.set()
+
+    def hurry(self) -> None:
+        """Send what is left as fast as it goes; `run` returns when the spool is empty or nothing passes."""
+        self._hurrying = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Send until cancelled, or after `hurry`. A failure of whatever kind only makes it wait."""
+        while True:
+            try:
+                pause_s = await self._step()
+            except PublishFailed:  # the link has noted it
+                self._flowing = False
+                pause_s = _RETRY_S
+            except Exception:
+                log.exception("the spool cannot be replayed now; trying again")
+                self.failing = True
+                self._flowing = False
+                pause_s = _SPOOL_RETRY_S
+            if self._hurrying and (self._idle or self.failing or self._waits_for_pubsub()):
+                return
+            await self._sleep(pause_s)
+
+    def _waits_for_pubsub(self) -> bool:
+        return self._unproven or not (self._link.breaker.closed or self._flowing)
+
+    async def _step(self) -> float:
+        """Send one chunk, where that may be; return the seconds to wait before the next step."""
+        breaker = self._link.breaker
+        probing = not breaker.closed and not self._flowing
+        if probing and (left_s := breaker.pause_left_s(self._clock())) > 0:
+            return left_s
+        await self._let_live_traffic_go_first()
+        chunk = (await asyncio.to_thread(self._spool.oldest, CHUNK_BYTES))[:MAX_MESSAGES]
+        self.failing = False
+        self._idle = not chunk
+        if self._idle:
+            self._flowing = False
+            return _IDLE_S
+        if probing:
+            if not breaker.try_probe(self._clock()):  # closed meanwhile, or live traffic is trying
+                return _RETRY_S
+            chunk = chunk[:1]
+        refused: list[tuple[Any, Message, str]] = []
+        sent_bytes = await self._send(chunk, refused)
+        self._flowing = True
+        self._unproven = bool(refused) and not self._link.proven
+        if self._unproven:
+            log.error("Pub/Sub has called all messages unfit so far, the first with: %s", refused[0][2])
+            return _UNPROVEN_S
+        await self._set_aside(refused)
+        return 0.0 if self._hurrying else sent_bytes / self._bytes_per_s
+
+    async def _send(self, chunk: Spooled, refused: list[tuple[Any, Message, str]]) -> int:
+        """Publish and settle; halve what is unfit until the messages to blame are alone. Returns bytes sent."""
+        parts = [encode(message) for _, message in chunk]
+        try:
+            await self._link.publish(parts, _TIMEOUT_S)
+        except PublishFailed as error:
+            if error.failure is not Failure.UNFIT:
+                raise
+            if len(chunk) == 1:
+                refused.append((*chunk[0], str(error)))
+                return 0
+            half = len(chunk) // 2
+            return await self._send(chunk[:half], refused) + await self._send(chunk[half:], refused)
+        await asyncio.to_thread(self._spool.settle, [place for place, _ in chunk])
+        self.messages += len(chunk)
+        return sum(map(len, parts))
+
+    async def _set_aside(self, refused: Sequence[tuple[Any, Message, str]]) -> None:
+        for place, message, error in refused:
+            why = error[:_WHY_CHARACTERS]
+            log.error("Pub/Sub will not take a message of %d bytes, it is set aside: %s", len(message.body), why)
+            await asyncio.to_thread(self._spool.set_aside, [place], why)
+            self.set_aside += 1
+
+    async def _let_live_traffic_go_first(self) -> None:
+        until_s = self._clock() + _LONGEST_YIELD_S
+        while self._is_live_busy() and not self._hurrying and self._clock() < until_s:
+            await asyncio.sleep(_YIELD_S)
+
+    async def _sleep(self, pause_s: float) -> None:
+        """Wait; a hurry, or a message where there was none, ends it."""
+        if pause_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._woken.wait()
+        self._woken.clear()
