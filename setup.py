@@ -20,7 +20,11 @@ setup(
     python_requires=">=3.11",
     packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS)],
     package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
-    package_data={"millrace": ["py.typed"], "millrace.schemas": ["*.avsc"]},
+    package_data={
+        "millrace": ["py.typed"],
+        "millrace.collector": ["shop/*", "shop/sdk/*"],
+        "millrace.schemas": ["*.avsc"],
+    },
     install_requires=[
         "apache-beam[gcp]==2.77.0",
         "deltalake>=1.6.3,<2",
@@ -41,9 +45,12 @@ setup(
             "gcp-storage-emulator>=2024.8",
             "hypothesis>=6.100",
             "mypy>=1.13",
+            "playwright>=1.50",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "rudder-sdk-python>=2.1",
             "ruff>=0.9",
+            "segment-analytics-python>=2.3",
             "setuptools>=75",  # Beam builds the source distribution for its workers without isolation
             "types-PyYAML>=6",
         ],
