@@ -14,6 +14,7 @@ from apache_beam.runners.portability.stager import Stager
 
 ROOT = Path(__file__).parent.parent
 TOP = ("collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+SHOP = ("collector/shop", "collector/shop/sdk")
 SCHEMAS = sorted(path.name for path in (ROOT / "schemas").glob("*.avsc"))
 
 # Run where there is no checkout: the contract from Avro, and every module there is.
@@ -32,12 +33,15 @@ print(*ARCHIVE.names)
 def modules() -> set[str]:
     """Return every file of the checkout that belongs into a wheel, by its place there."""
     packages = {"millrace": ROOT / "millrace"} | {f"millrace/{folder}": ROOT / folder for folder in TOP}
-    return {
-        f"{package}/{file.relative_to(folder)}"
+    files = [
+        (package, folder, file)
         for package, folder in packages.items()
         for file in folder.iterdir()
         if file.suffix in {".py", ".avsc", ".typed"}
-    }
+    ]
+    collector = ROOT / "collector"
+    files += [("millrace/collector", collector, file) for file in (collector / "shop").rglob("*") if file.is_file()]
+    return {f"{package}/{file.relative_to(folder)}" for package, folder, file in files}
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +109,13 @@ def test_the_source_distribution_that_beam_ships_to_workers_is_whole(source: Pat
     built = Path(Stager._build_setup_package(str(source / "setup.py"), str(tmp_path)))
     with tarfile.open(built) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
-    folders = {f"millrace/{folder}": folder for folder in TOP}
+    # At the top there are millrace/ itself and, as in the checkout, the folders that are installed inside it.
     expected = {
-        f"{folders.get(package, package)}/{file}" for package, _, file in (name.rpartition("/") for name in modules())
+        inside if (inside := name.removeprefix("millrace/")).split("/")[0] in TOP else name for name in modules()
     }
     made = {name for name in names if ".egg-info" in name or name in {"", "PKG-INFO", "setup.cfg"}}
     around = {"README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml"}
-    assert {name for name in names - made if name not in {"millrace", *TOP}} == expected | around
+    assert {name for name in names - made if name not in {"millrace", *TOP, *SHOP}} == expected | around
 
 
 def test_the_wheel_is_the_same_when_built_from_the_source_distribution(
