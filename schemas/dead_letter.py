@@ -29,6 +29,8 @@ class Reason(enum.Enum):
     NUMBER_OUT_OF_RANGE = "number_out_of_range"  # no double can hold it
     NOT_AN_EVENT = "not_an_event"  # JSON, but a field has the wrong type or the type is unknown
     NO_USER = "no_user"  # neither userId nor anonymousId
+    MESSAGE_ID_TOO_LONG = "message_id_too_long"  # found by the collector only
+    TYPE_NOT_ALLOWED = "type_not_allowed"  # the source may not send such events; found by the collector only
     OTHER = "other"  # the collector's reason, where it is none of these (a newer collector); the message names it
 
 
