@@ -23,7 +23,7 @@ from millrace.local import children
 from millrace.local.accounts import accounts, closing
 from millrace.local.journal import Journal, records_of
 from millrace.local.prism import PrismNotFoundError, find_prism
-from millrace.local.publish import PublishError, Request
+from millrace.local.send import Request, SendError
 from millrace.local.shop import Shop
 from millrace.local.summary import connect, describe
 from millrace.local.traffic import ShopRequests, Traffic
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment = stack.enter_context(_broker(options.data))
             _create_topic_and_subscription()
             job_ended = _run_job(options, for_the_job, environment, ending)
-    except (CannotRunError, PrismNotFoundError, PublishError) as error:
+    except (CannotRunError, PrismNotFoundError, SendError) as error:
         print(f"millrace local: {error}", file=sys.stderr)
         return 2
     finally:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from google.pubsub_v1.types import PublishRequest
 
-from millrace.local.publish import Request
+from millrace.local.send import Request
 from millrace.local.shop import Habits, Shop
 from millrace.local.shoppers import iso
 from millrace.local.wire import read_body

@@ -13,29 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import Any
 
 from google.pubsub_v1.types import PublishRequest
 
-from millrace.local.publish import Counts, Publisher, PublishError, Request
+from millrace.local.pace import Paced, Source, check_rate
+from millrace.local.publish import Publisher
+from millrace.local.send import Counts, Hook, Request, SendError
 from millrace.local.shop import Expected, Sent, Shop
 from millrace.local.templates import PreparedRequests
 
-_TICK_S = 0.02
 _MOST_MESSAGES = 500  # a request; Pub/Sub takes 1,000 and 10 MB
 _MOST_BYTES = 4_000_000
-_FORGIVEN_S = 1.0  # what a stalled broker costs is not made up for by a burst
-
-
-class Source(Protocol):
-    """Where requests come from."""
-
-    least: int
-    """Events that are due before a request is worth making."""
-
-    def take(self, events: int) -> Request:
-        """Return a request of about `events` events, or fewer; `tag` is what it holds."""
-        ...
 
 
 class ShopRequests:
@@ -74,7 +63,7 @@ class PreparedSource:
         return self._requests.take(self._clock())
 
 
-class Traffic:
+class Traffic(Paced):
     """Publishes from a source in the background, until stopped or for some seconds.
 
     `acknowledged` holds what the acknowledged bodies have to come to, `maybe` those of attempts without an answer;
@@ -91,7 +80,7 @@ class Traffic:
         in_flight: int = 4,
         deadline_s: float = 15.0,
         remember: bool = False,
-        on_acknowledged: Callable[[Request, bytes], None] | None = None,
+        on_acknowledged: Hook | None = None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -109,89 +98,21 @@ class Traffic:
         Raises:
             ValueError: a negative rate.
         """
-        if rate < 0:
-            raise ValueError(f"rate must be 0 or more, got {rate}")
+        check_rate(rate)  # before anything is opened
         self.acknowledged = Expected()
         self.maybe = Expected()
-        self._source = source
-        self._rate = rate
-        self._seconds = seconds
-        self._publisher = Publisher(
+        publisher = Publisher(
             topic,
             in_flight,
             deadline_s,
             on_acknowledged=on_acknowledged or (_adder(self.acknowledged) if remember else None),
             on_maybe=_adder(self.maybe) if remember else None,
         )
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
-        self._failure: Exception | None = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> Self:
-        """Begin to publish."""
-        self._thread.start()
-        return self
-
-    def stop(self, grace_s: float = 10.0) -> Counts:
-        """Make no more requests, wait at most `grace_s` seconds for the answers to those made, and return the counts.
-
-        Raises:
-            PublishError: the broker refused a request for good.
-        """
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        counts = self._publisher.close(grace_s)
-        if self._failure is not None:
-            raise self._failure
-        self._publisher.raise_refusal()
-        return counts
-
-    def counts(self) -> Counts:
-        """Return the counts so far."""
-        return self._publisher.counts()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until all requests of the given seconds are made; True when they are, or when it failed."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._publish()
-        except Exception as error:  # noqa: BLE001  stop() raises it where someone sees it
-            self._failure = error
-
-    def _publish(self) -> None:
-        began_s = origin_s = time.monotonic()
-        made = 0
-        while not self._stopping.is_set():
-            now_s = time.monotonic()
-            if self._seconds is not None and now_s - began_s >= self._seconds:
-                return
-            due = int((now_s - origin_s) * self._rate) - made if self._rate else max(self._source.least, 5_000)
-            if due < self._source.least:
-                self._publisher.raise_refusal()
-                self._stopping.wait(_TICK_S)
-                continue
-            if self._rate and due > _FORGIVEN_S * self._rate + self._source.least:
-                origin_s, made = now_s, 0
-                continue
-            request = self._source.take(due)
-            made += request.events
-            while not self._publisher.submit(request):
-                if self._stopping.is_set():
-                    return  # it never left; nobody counts on it
+        super().__init__(source, publisher, rate, seconds)
 
 
-def _adder(expected: Expected) -> Callable[[Request, bytes], None]:
-    def add(request: Request, _answer: bytes) -> None:
+def _adder(expected: Expected) -> Hook:
+    def add(request: Request, _answer: object) -> None:
         for sent in request.tag or ():
             expected.add(sent)
 
@@ -225,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             next_s += 1.0
     try:
         counts = traffic.stop()
-    except PublishError as error:
+    except SendError as error:
         print(f"traffic: {error}", file=sys.stderr)
         return 2
     _print(counts, began_s, done=True)

@@ -29,7 +29,8 @@ from apache_beam.transforms import trigger, window
 from google.pubsub_v1 import types
 
 from benchmarks.peers.report import SCHEMA, Report, peak_rss_mb
-from millrace.local.publish import Publisher, Request
+from millrace.local.publish import Publisher
+from millrace.local.send import Request
 from millrace.local.templates import PreparedRequests
 
 WINDOW_S = 5

@@ -13,7 +13,7 @@ import pytest
 
 from millrace.local.accounts import accounts
 from millrace.local.journal import Journal, records_of
-from millrace.local.publish import Request
+from millrace.local.send import Request
 from millrace.local.shop import Shop
 from millrace.local.summary import connect
 from millrace.local.traffic import ShopRequests, Traffic

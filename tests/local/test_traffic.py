@@ -18,7 +18,8 @@ import pytest
 from google.pubsub_v1.types import PublishRequest, PublishResponse
 
 from millrace.local import traffic
-from millrace.local.publish import Counts, Publisher, PublishError, Request
+from millrace.local.publish import Publisher
+from millrace.local.send import Counts, Request, SendError
 from millrace.local.shop import Expected, Habits, Sent, Shop
 from millrace.local.templates import PreparedRequests
 from millrace.local.traffic import PreparedSource, ShopRequests, Traffic
@@ -221,7 +222,7 @@ def test_a_refusal_for_good_ends_the_traffic(broker: Broker) -> None:
     broker.script = [grpc.StatusCode.NOT_FOUND]
     running = shop_traffic(Recorded(), 1_000, in_flight=1).start()
     assert running.wait(20)
-    with pytest.raises(PublishError, match=r"^projects/local/topics/events: NOT_FOUND: as scripted$"):
+    with pytest.raises(SendError, match=r"^projects/local/topics/events: NOT_FOUND: as scripted$"):
         running.stop()
     assert broker.bodies == []
 
