@@ -9,7 +9,7 @@ from pathlib import Path
 
 from millrace.collector.keys import Kind, StoredKey, new_key, stored
 from millrace.collector.origins import Origins
-from millrace.collector.snippets import snippets
+from millrace.collector.snippets import collector_url, snippets
 from millrace.collector.source import Source
 from millrace.collector.source_edit import EditError, alone, replace, with_key, with_source
 from millrace.collector.source_file import KEYS_AT_ONCE, SOURCE_ID, read
@@ -40,12 +40,15 @@ def add_source(path: Path, name: str, kind: Kind, origins: Sequence[str] = (), k
         raise ValueError(
             "a browser source needs --origin, such as https://shop.example, or '*' for any page; others have none"
         )
-    key = key or new_key(kind)
+    key = new_key(kind) if key is None else key
     new = Source(name, name, kind, (stored(key),), Origins(origins))
 
     def edit(text: str, present: Sequence[Source]) -> tuple[str, Sequence[Source]]:
         if any(source.id == name for source in present):
             raise ValueError(f"{name} is there already; `millrace source rotate {name}` gives it a second key")
+        for source in present:
+            if any(held.sha256 == new.keys[0].sha256 for held in source.keys):
+                raise ValueError(f"the key is one of {source.id} already; each source has its own")
         return with_source(text, new), [*present, new]
 
     _edit(path, edit, may_be_new=True)
@@ -97,27 +100,43 @@ def listing(sources: Sources, now_us: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `millrace source ...`; the exit code is 0, or 2 where nothing was changed, with the reason."""
     given = _parser().parse_args(arguments)
-    path = Path(given.file)
     try:
-        if given.action == "list":
-            print(listing(Sources.load(path), time.time_ns() // 1_000))
-        elif given.action == "rotate":
-            kind, key = rotate_key(path, given.name)
-            _tell(
-                given, f"{given.name} has a second key in {path}; the first stays valid until it is removed.", kind, key
-            )
-        else:
-            kind = Kind(given.kind) if given.kind else Kind.BROWSER if given.origin else Kind.SERVER
-            known = sys.stdin.readline().strip() if given.key_from_stdin else None
-            key = add_source(path, given.name, kind, given.origin, known)
-            _tell(given, f"{given.name} ({kind.value}) is in {path}.", kind, key)
-    except SourcesError as error:
+        done = _run(given, Path(given.file))
+    except (SourcesError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (ValueError, EditError, OSError) as error:
-        print(f"{path}: {error}", file=sys.stderr)
+    except EditError as error:
+        print(f"{given.file}: {error}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        print(f"millrace source {given.action}: {error}", file=sys.stderr)
+        return 2
+    print(done)
     return 0
+
+
+def _run(given: argparse.Namespace, path: Path) -> str:
+    if given.action == "list":
+        return listing(Sources.load(path), time.time_ns() // 1_000)
+    url = collector_url(given.url)
+    if given.action == "rotate":
+        kind, key = rotate_key(path, given.name)
+        done = f"{given.name} has a second key in {path}; the first stays valid until it is removed."
+    else:
+        kind = Kind(given.kind) if given.kind else Kind.BROWSER if given.origin else Kind.SERVER
+        known = sys.stdin.readline().strip() if given.key_from_stdin else None
+        key = add_source(path, given.name, kind, given.origin, known)
+        done = f"{given.name} ({kind.value}) is in {path}."
+    return key if given.key_only else f"{done}\n{_instructions(kind, key, url)}"
+
+
+def _instructions(kind: Kind, key: str, url: str) -> str:
+    secret = (
+        "a secret: never in a page or an app" if kind is Kind.SERVER else "public: it may stand in a page or an app"
+    )
+    parts = [f"Its write key, {secret}. It is shown this once; the file has only its hash:\n\n    {key}"]
+    parts += [f"# {title}\n{code}" for title, code in snippets(kind, key, url)]
+    return "\n\n".join([*parts, "A running collector takes it on SIGHUP."])
 
 
 def _edit(path: Path, edit: Callable[[str, Sequence[Source]], tuple[str, Sequence[Source]]], may_be_new: bool) -> None:
@@ -126,30 +145,22 @@ def _edit(path: Path, edit: Callable[[str, Sequence[Source]], tuple[str, Sequenc
     with alone(path):
         text = path.read_bytes().decode() if path.exists() or not may_be_new else ""
         changed, meant = edit(text, read(text, str(path)).sources)
-        if read(changed, str(path)).sources != tuple(meant):
-            raise EditError(
-                "written in a way that cannot be added to by machine; copy the lines of another source by hand"
-            )
+        if not _means(changed, meant):
+            raise EditError("written in a way that cannot be added to by machine; copy the lines of a source by hand")
         replace(path, changed)
+
+
+def _means(text: str, meant: Sequence[Source]) -> bool:
+    try:
+        return list(read(text, FILE).sources) == list(meant)
+    except SourcesError:
+        return False
 
 
 def _key_text(key: StoredKey, now_us: int) -> str:
     if key.until is None:
         return f"{key.begins}..."
     return f"{key.begins}... {'until' if key.valid_at(now_us) else 'ended'} {key.until:%Y-%m-%d %H:%M %Z}"
-
-
-def _tell(given: argparse.Namespace, done: str, kind: Kind, key: str) -> None:
-    if given.key_only:
-        print(key)
-        return
-    secret = (
-        "a secret: never in a page or an app" if kind is Kind.SERVER else "public: it may stand in a page or an app"
-    )
-    print(f"{done}\nIts write key, {secret}. It is shown this once; the file has only its hash:\n\n    {key}\n")
-    for title, code in snippets(kind, key, given.url):
-        print(f"# {title}\n{code}\n")
-    print("A running collector takes it on SIGHUP.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,16 +14,20 @@ class Snippet(NamedTuple):
     code: str
 
 
-def snippets(kind: Kind, key: str, url: str) -> Sequence[Snippet]:
-    """Give what to write to send with a key to the collector at url.
+def collector_url(text: str) -> str:
+    """Give the address of a collector, without a slash at its end.
 
     Raises:
-        ValueError: url does not begin with http:// or https:// and a host.
+        ValueError: it does not begin with http:// or https:// and a host.
     """
-    url = url.rstrip("/")
-    parts = urlsplit(url)
+    parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"{url!r} is no address of a collector; write one such as https://events.shop.example")
+        raise ValueError(f"{text!r} is no address of a collector; write one such as https://events.shop.example")
+    return text.rstrip("/")
+
+
+def snippets(kind: Kind, key: str, url: str) -> Sequence[Snippet]:
+    """Give what to write to send with a key to the collector at url, as collector_url gives it."""
     javascript = _in_node(key, url) if kind is Kind.SERVER else _in_pages(key, url)
     return [*javascript, *_in_python(key, url), _with_curl(key, url)]
 

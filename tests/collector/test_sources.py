@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.collector import check
+from millrace.collector.check import main, summary
 from millrace.collector.client_ip import IpPolicy
 from millrace.collector.keys import Kind, StoredKey
 from millrace.collector.origins import Origins
@@ -173,7 +173,7 @@ def test_the_files_proxies_say_who_the_client_is():
 
 
 def test_check_says_in_one_line_what_a_file_holds(capsys):
-    assert check.main([str(EXAMPLE)]) == 0
+    assert main([str(EXAMPLE)]) == 0
     assert capsys.readouterr().out == (
         f"{EXAMPLE}: 3 sources (1 browser, 1 mobile, 1 server); trusted proxies: 10.0.0.0/8\n"
     )
@@ -181,7 +181,7 @@ def test_check_says_in_one_line_what_a_file_holds(capsys):
 
 def test_check_points_at_what_may_not_be_meant():
     shop = Source("shop", "shop", Kind.BROWSER, (kept(FIRST, NOON),), Origins(["*"]))
-    assert check.summary(Sources((shop,)), NOON_US) == (
+    assert summary(Sources((shop,)), NOON_US) == (
         "1 source (1 browser); any page of any site may use shop; no valid key, so nothing can be sent: shop"
     )
 
@@ -189,7 +189,7 @@ def test_check_points_at_what_may_not_be_meant():
 def test_check_names_the_line_of_a_mistake(capsys, tmp_path):
     file = tmp_path / "millrace.yaml"
     file.write_text("sources:\n  shop:\n    kind: web\n    ip: keep\n")
-    assert check.main([str(file)]) == 2
+    assert main([str(file)]) == 2
     assert capsys.readouterr().out == (
         f"{file}:3: shop: kind: 'web' is not one of its values; there are: browser, mobile, server\n"
     )
