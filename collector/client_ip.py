@@ -4,6 +4,7 @@ Only `X-Forwarded-For` is read, never RFC 7239's `Forwarded`: the load balancers
 Cloudflare) write the former and pass the latter on as the client sent it, so whoever read both could be told anything.
 """
 
+import functools
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ KEPT_BITS_IPV4 = 24
 KEPT_BITS_IPV6 = 48
 """What TRUNCATE leaves, as Google Analytics did: it set the last octet of IPv4 and the last 80 bits of IPv6 to zero
 (support.google.com/analytics/answer/2763052)."""
+
+_LONGEST = 80  # an IPv6 address with brackets, zone and port has fewer
+_REMEMBERED = 4_096  # reading an address costs some 10 us, a good part of a request; most clients send more than one
 
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::[0-9]{1,5})?")
 _WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}")
@@ -35,6 +39,11 @@ def address(text: str) -> Address | None:
     >>> address("[2001:db8::1]:443"), address("::ffff:192.0.2.7"), address("unknown")
     (IPv6Address('2001:db8::1'), IPv4Address('192.0.2.7'), None)
     """
+    return _read(text) if len(text) <= _LONGEST else None
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _read(text: str) -> Address | None:
     text = text.strip().strip('"')
     found = _BRACKETED.fullmatch(text) or _WITH_PORT.fullmatch(text)
     try:
@@ -66,6 +75,7 @@ def client_ip(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> Addr
     return found
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def kept_ip(ip: Address | None, policy: IpPolicy) -> str | None:
     """Give what may be stored of an address, or None for nothing.
 

@@ -25,7 +25,7 @@ _MOST_REQUEST_BYTES = 8 << 20  # a Pub/Sub message has at most 10,000,000 bytes
 _MOST_REQUEST_EVENTS = 50_000  # decode takes no more in a message
 
 _FILE = ("sources", "trusted_proxies")
-_SOURCE = (
+SOURCE_MEMBERS = (
     "name",
     "kind",
     "keys",
@@ -106,7 +106,7 @@ def _sources(page: Page, node: yaml.Node | None) -> Sequence[Source]:
 def _source(page: Page, name_node: yaml.ScalarNode, node: yaml.Node) -> Source:
     """Read one source; where something is wrong the page knows, and the default stands in for it."""
     name = name_node.value
-    of = page.members(node, name, _SOURCE)
+    of = page.members(node, name, SOURCE_MEMBERS)
     word = page.choice(of.get("kind"), f"{name}: kind", [kind.value for kind in Kind])
     if "kind" not in of and isinstance(node, yaml.MappingNode):
         page.wrong(name_node, f"{name}: kind is missing; write one of {', '.join(kind.value for kind in Kind)}")

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import hashlib
 import ipaddress
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from millrace.collector.client_ip import IpPolicy
 from millrace.collector.keys import Kind, StoredKey
 from millrace.collector.origins import Origins
 from millrace.collector.source import Source, SourceLimits
+from millrace.collector.source_file import SOURCE_MEMBERS
 from millrace.collector.sources import Sources, SourcesError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "millrace.yaml"
@@ -203,3 +205,9 @@ def test_a_bad_file_leaves_the_sources_that_were_loaded_as_they_are(tmp_path):
     with pytest.raises(SourcesError):
         Sources.load(file)
     assert loaded == before
+
+
+def test_the_documentation_lists_what_a_file_may_hold():
+    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+    part = text.partition("## What stands in the file")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) == ["trusted_proxies", "sources", *SOURCE_MEMBERS]
