@@ -184,7 +184,7 @@ class Spool:
         with self._lock:
             self._committing = False
             self._reserved -= sum(waiting.cost for waiting in group)
-            self._refusing = None
+            before, self._refusing = self._refusing, None
             if failure is None:
                 segment.add(frames)
                 segment.bytes = segment.end
@@ -192,13 +192,14 @@ class Spool:
             else:
                 self._refusing = "full" if isinstance(_refused(failure), SpoolFullError) else "broken"
             self._backlog.count()
+        if self._refusing != before:  # said once, not for each group
+            log.error("spool: %s", f"messages are refused: {failure!r}" if failure else "messages are taken again")
         for waiting in group:
             if failure is None:
                 waiting.future.set_result(None)
             else:
                 waiting.future.set_exception(_refused(failure))
         if failure is not None:
-            log.error("spool: %d messages refused: %s", len(group), failure)
             with self._reading:
                 self._backlog.sweep()
         return True
