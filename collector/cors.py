@@ -40,7 +40,7 @@ def cors_headers(origin: bytes | None) -> Headers:
 
 def preflight(request: Request, route: Route, max_age_s: int) -> Answer:
     """Return the answer to OPTIONS: leave to send, where it is a preflight, else what the route allows."""
-    allowed = ", ".join((*route.methods, "OPTIONS")).encode()
+    allowed = route.allow.encode()
     headers = (*cors_headers(request.headers.get(b"origin")), (b"allow", allowed))
     if b"access-control-request-method" not in request.headers:
         return Answer(204, headers)

@@ -85,6 +85,5 @@ def _routed(request: Request) -> Route:
     if route is None:
         raise Refusal(Code.UNKNOWN_ROUTE, "nothing is here; events go to POST /v1/batch, /v1/track and so on")
     if request.method not in route.methods:
-        allowed = ", ".join(route.methods)
-        raise Refusal(Code.METHOD_NOT_ALLOWED, f"this route takes {allowed}", (b"allow", allowed.encode()))
+        raise Refusal(Code.METHOD_NOT_ALLOWED, f"this route takes {route.allow}", (b"allow", route.allow.encode()))
     return route

@@ -28,8 +28,13 @@ class Route(NamedTuple):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods it knows, besides OPTIONS."""
-        return ("POST",) if self.action is Action.EVENTS else ("GET", "HEAD")
+        """Those that it takes."""
+        return ("POST", "OPTIONS") if self.action is Action.EVENTS else ("GET", "HEAD", "OPTIONS")
+
+    @property
+    def allow(self) -> str:
+        """What Allow tells of them."""
+        return ", ".join(self.methods)
 
 
 _BATCHES = ("/v1/batch", "/v1/b", "/v1/import", "/beacon/v1/batch")

@@ -97,7 +97,7 @@ def _judge_one(payload: bytes, defaults: dict[str, msgspec.Raw], rules: Rules, c
     most = rules.limits.message_id_characters
     if event.message_id is not None and len(event.message_id) > most:
         raise Rejected(
-            Reason.MESSAGE_ID_TOO_LONG, f"a messageId of {len(event.message_id)} characters, at most {most} are taken"
+            Reason.MESSAGE_ID_TOO_LONG, f"{len(event.message_id)} characters, at most {most} are taken"
         )
     if event.type not in rules.types:
         raise Rejected(Reason.TYPE_NOT_ALLOWED, f"this source may not send events of type {event.type}")
