@@ -155,12 +155,12 @@ class Spool:
         with self._lock:
             known = self._backlog.segments()
             readable = [segment for segment in known if not segment.unreadable]
-            oldest = [frame for segment in readable if segment.unsettled for _, frame in (next(segment.pending()),)]
+            oldest = next((frame for segment in readable for _, frame in segment.pending()), None)
             return Stats(
                 messages=sum(segment.unsettled for segment in readable),
                 bytes=self._backlog.bytes,
                 capacity_bytes=self._capacity_bytes,
-                oldest_age_s=max(0.0, self._clock() - oldest[0].spooled_us / 1e6) if oldest else 0.0,
+                oldest_age_s=max(0.0, self._clock() - oldest.spooled_us / 1e6) if oldest else 0.0,
                 waiting=len(self._waiting),
                 appended=self._appended,
                 syncs=self._writer.syncs,

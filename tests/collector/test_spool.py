@@ -3,8 +3,9 @@
 import errno
 import os
 import threading
+import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,33 @@ def test_an_append_that_is_cancelled_while_it_waits_is_not_written(opened: Opene
     with pytest.raises(CancelledError):
         waiting.result(timeout=0)
     assert held(spool) == [message(0), message(2)]
+
+
+def test_threads_append_while_others_read_settle_and_adopt(opened: Opener, tmp_path: Path):
+    spool = opened(segment_bytes=400)  # a segment for some messages, so that they come and go
+
+    def append_all(thread: int) -> None:
+        for first in range(0, 300, 6):
+            append(spool, *(message(thread * 1_000 + n) for n in range(first, first + 6)))
+
+    seen: list[int] = []
+    with ThreadPoolExecutor() as threads:
+        appending = [threads.submit(append_all, thread) for thread in range(4)]
+        while True:
+            last_round = all(future.done() for future in appending)
+            found = spool.oldest(1_000)
+            spool.settle([place for place, _ in found])
+            seen += [each.events - 1 for _, each in found]
+            spool.adopt()
+            if last_round and not found:
+                break
+        for future in appending:
+            future.result()
+    assert sorted(seen) == [thread * 1_000 + n for thread in range(4) for n in range(300)]
+    for thread in range(4):
+        of_thread = [number for number in seen if number // 1_000 == thread]
+        assert of_thread == sorted(of_thread)
+    assert (segments(tmp_path), spool.stats()[:2]) == ([], (0, 0))
 
 
 def test_an_append_over_the_capacity_is_refused_until_there_is_room(opened: Opener):
@@ -327,8 +355,6 @@ def test_a_torn_tail_is_cut_off_and_counted(opened: Opener, tmp_path: Path):
 
 
 def test_a_segment_of_another_version_is_refused_and_left_alone(opened: Opener, tmp_path: Path):
-    import zlib
-
     older = opened()
     append(older, message(0))
     newer = opened()
