@@ -87,11 +87,11 @@ class Page:
         return items
 
     def text(self, node: yaml.Node | None, where: str) -> str | None:
-        """Read a text that is not empty."""
+        """Read a text that is more than white space; that around it does not count."""
         if node is None:
             return None
-        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":str") and node.value:
-            return str(node.value)
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":str") and node.value.strip():
+            return str(node.value).strip()  # a folded text may end with a new line
         self.wrong(node, f"{where}: has to be a text; put {shown(node)} in quotes if it is meant so")
         return None
 
