@@ -89,6 +89,10 @@ class FailingDisk(Disk):
         self._may("read")
         return super().read(path, start, size)
 
+    def truncate(self, path: Path, size: int) -> None:
+        self._may("truncate")
+        super().truncate(path, size)
+
     def create(self, path: Path) -> int:
         self._may("create")
         return super().create(path)
@@ -387,6 +391,23 @@ def test_a_failed_write_is_undone_and_later_frames_are_readable(opened: Opener, 
     later = opened()
     assert held(later) == [message(0), message(2)]
     assert later.stats()[7:10] == (0, 0, 0)
+
+
+def test_what_could_not_be_undone_is_not_read_and_counts_as_full(opened: Opener, tmp_path: Path):
+    disk = FailingDisk()
+    spool = opened(disk=disk)
+    append(spool, message(0))
+    disk.failing |= {"write": [errno.EIO], "truncate": [errno.EIO]}
+    with pytest.raises(SpoolBrokenError):
+        spool.append(message(1, size=1_000)).result(timeout=60)
+    append(spool, message(2))
+    first, second = segments(tmp_path)
+    assert spool.stats().bytes >= first.stat().st_size + second.stat().st_size
+    assert held(spool) == [message(0), message(2)]
+    spool.close()
+    later = opened()
+    assert held(later) == [message(0), message(2)]
+    assert later.stats()[7:10] == (0, 0, 1)
 
 
 def test_after_a_failed_fsync_the_group_goes_into_another_segment(opened: Opener, tmp_path: Path):

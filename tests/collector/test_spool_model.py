@@ -19,17 +19,21 @@ ROOT = Path("/var/spool")
 CAPACITY_BYTES = 1500
 SEGMENT_BYTES = 400
 ALL = 1 << 30
-FAULTS = {
-    "write": (errno.ENOSPC, errno.EIO),
-    "sync": (errno.EIO, errno.ENOSPC),
-    "sync_folder": (errno.EIO,),
-    "truncate": (errno.EIO,),
-    "create": (errno.ENOSPC, errno.EMFILE),
-    "make_folder": (errno.ENOSPC,),
-    "remove": (errno.EIO,),
-    "remove_folder": (errno.EIO,),
-    "lock": (errno.ENOSPC,),
-}
+FAULTS = [
+    ("write", errno.ENOSPC),
+    ("write", errno.EIO),
+    ("sync", errno.EIO),
+    ("sync", errno.ENOSPC),
+    ("sync_folder", errno.EIO),
+    ("truncate", errno.EIO),
+    ("create", errno.ENOSPC),
+    ("create", errno.EMFILE),
+    ("make_folder", errno.ENOSPC),
+    ("remove", errno.EIO),
+    ("remove_folder", errno.EIO),
+    ("lock", errno.ENOSPC),
+]
+faults = st.lists(st.sampled_from(FAULTS), min_size=1, max_size=2, unique_by=lambda fault: fault[0])
 
 
 def number_of(message: Message) -> int:
@@ -108,11 +112,25 @@ class SpoolMachine(RuleBasedStateMachine):
         self.waiting = {}
         assert self.bytes_on_disk() <= max(CAPACITY_BYTES, before)
 
-    @rule(call=st.sampled_from(sorted(FAULTS)), times=st.integers(1, 3), data=st.data())
-    def fail(self, call: str, times: int, data: st.DataObject) -> None:
-        error = data.draw(st.sampled_from(FAULTS[call]))
-        self.disk.failing[call] = [error] * times
+    @rule(given_faults=faults, times=st.integers(1, 3))
+    def fail(self, given_faults: list[tuple[str, int]], times: int) -> None:
+        for call, error in given_faults:
+            self.disk.failing[call] = [error] * times
         self.faulty = True
+
+    @rule(
+        sizes=st.lists(st.integers(0, 250), min_size=1, max_size=4), given_faults=faults, times=st.integers(1, 2),
+        power_too=st.booleans(),
+    )  # fmt: skip
+    def append_while_the_disk_fails(
+        self, sizes: list[int], given_faults: list[tuple[str, int]], times: int, power_too: bool
+    ) -> None:
+        self.append(sizes)
+        self.fail(given_faults, times)
+        self.commit()
+        self.recover()
+        if power_too:
+            self.lose_power()
 
     @rule()
     def recover(self) -> None:
@@ -175,8 +193,13 @@ class SpoolMachine(RuleBasedStateMachine):
         if power_too:
             self.lose_power()
         else:
-            self.spool.adopt()
-            self.look_again()
+            self.adopt()
+
+    @rule()
+    def adopt(self) -> None:
+        self.disk.failing.clear()
+        self.spool.adopt()
+        self.look_again()
 
     @invariant()
     def what_is_held_is_read(self) -> None:
