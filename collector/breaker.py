@@ -71,14 +71,14 @@ class Breaker:
         self._failures = 0
         self._pause_s = self._first_pause_s
 
-    def failed(self, now_s: float, *, for_good: bool = False) -> None:
-        """Count a failure; open where it is one too many, a probe's, or `for_good` (no retry can mend it)."""
+    def failed(self, now_s: float, *, at_once: bool = False) -> None:
+        """Count a failure; open where it is one too many, or a probe's, or says enough to open `at_once`."""
         if self.state is BreakerState.OPEN:  # sent before it opened: says nothing new
             return
         self._failures += 1
         if self.state is BreakerState.HALF_OPEN:
             self._pause_s = min(self._longest_pause_s, self._pause_s * 2)
-        elif self._failures < self._failures_to_open and not for_good:
+        elif self._failures < self._failures_to_open and not at_once:
             return
         else:
             self.openings += 1

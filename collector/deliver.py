@@ -5,15 +5,12 @@ since ids are fixed before the first try. Live messages may overtake spooled one
 """
 
 import asyncio
-import collections
-import concurrent.futures
 import contextlib
-import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from millrace.collector.breaker import Breaker
 from millrace.collector.delivery import (
@@ -32,6 +29,7 @@ from millrace.collector.live import Live, Waiting
 from millrace.collector.message import Message
 from millrace.collector.publish import Publisher
 from millrace.collector.replay import Replay, ReplayableSpool
+from millrace.collector.spooling import AppendableSpool, Spooling
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +38,18 @@ _SPOOL_FAILURE_COUNTS_S = 5.0  # a spool that failed is tried again after that: 
 _FOR_THE_SPOOL_S = 1.0  # of a drain's time, kept for writing what is left
 
 
-class Spool(ReplayableSpool, Protocol):
+class Spool(AppendableSpool, ReplayableSpool, Protocol):
     """What delivery needs of a spool, which its owner opens and closes."""
 
-    def append(self, message: Message) -> concurrent.futures.Future[None]:
-        """Store a message; the future ends when it is on disk, or with an error. Raises ValueError: no message."""
-        ...
-
     def stats(self) -> Any:
-        """Return at least `messages` and `bytes`, of what is not settled, without touching the disk."""
+        """Return at least `messages`, not settled, and `bytes` on disk, without touching the disk."""
         ...
-
-
-class _Spooling(NamedTuple):
-    expires_s: float
-    waiting: Waiting
-    future: concurrent.futures.Future[None]
 
 
 class Deliverer:
     """Makes messages durable. Make it, start it and drain it on one event loop.
 
-    deliverer = Deliverer(TopicPublisher(topic), spool)
+    deliverer = Deliverer(TopicPublisher(topic), spool, UnfitFolder(folder).keep)
     deliverer.start()
     await deliverer.deliver([message])
     left = await deliverer.drain(deadline_s=20)
@@ -72,7 +60,9 @@ class Deliverer:
         self,
         publisher: Publisher,
         spool: Spool,
+        set_aside: Callable[[Message, str], object],
         settings: DeliverySettings | None = None,
+        *,
         observe_publish_s: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,6 +71,7 @@ class Deliverer:
         Args:
             publisher: the way to Pub/Sub; closed by `drain`.
             spool: open; the caller closes it, after `drain`.
+            set_aside: keeps a message that Pub/Sub will never take, and why; called from a thread.
             settings: see there.
             observe_publish_s: called with the seconds that each acknowledged request to Pub/Sub took.
             clock: monotonic seconds.
@@ -88,25 +79,32 @@ class Deliverer:
         self.settings = settings or DeliverySettings()
         self.breaker = Breaker()
         self.link = Link(publisher, self.breaker, self.settings.deadline_s, observe_publish_s, clock)
+        self._spooling = Spooling(
+            spool,
+            self.settings.spool_wait_s,
+            spooled=self._spooled,
+            failed=self._failed,
+            unfit=self._unfit,
+            released=self._release,
+            clock=clock,
+        )
         self.live = Live(
             self.link,
             self.settings,
             published=self._published,
-            unpublished=self._to_spool,
+            unpublished=self._spooling.put,
             unfit=self._unfit,
             clock=clock,
         )
         self.link.on_open = self.live.flush
-        self.replay = Replay(self.link, spool, self.live.is_busy, self.settings.replay_bytes_per_s, clock)
+        rate = self.settings.replay_bytes_per_s
+        self.replay = Replay(self.link, spool, set_aside, self.live.is_busy, bytes_per_s=rate, clock=clock)
         self.counts = DeliveryCounts()
         self._clock = clock
         self._spool = spool
         self._waiting_messages = self._waiting_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._spooling: collections.deque[_Spooling] = collections.deque()
-        self._spool_timer: asyncio.TimerHandle | None = None
-        self._spool_failed_s = -math.inf
         self._replaying: asyncio.Task[None] | None = None
         self._draining = self._closed = False
 
@@ -123,11 +121,11 @@ class Deliverer:
             NotDurableError: not all are, within `deadline_s` and `spool_wait_s`; those that are will come again.
             ValueError: one is no message: text that is no UTF-8, or larger than anything may be.
         """
-        if self._closed:
-            raise NotDurableError(Undelivered.CLOSED, _RETRY_S)
-        if self._waiting_bytes + sum(map(_size, messages)) > self.settings.waiting_bytes:
-            self.counts.undelivered[Undelivered.OVERLOADED] += len(messages)
-            raise NotDurableError(Undelivered.OVERLOADED, _RETRY_S)
+        overloaded = self._waiting_bytes + sum(map(_size, messages)) > self.settings.waiting_bytes
+        if self._closed or overloaded:
+            reason = Undelivered.CLOSED if self._closed else Undelivered.OVERLOADED
+            self.counts.undelivered[reason] += len(messages)
+            raise NotDurableError(reason, _RETRY_S)
         accepted = [self._accept(message) for message in messages]
         ends = await asyncio.gather(*accepted, return_exceptions=True)
         for end in ends:
@@ -160,10 +158,7 @@ class Deliverer:
             await asyncio.wait((self._replaying,))
         await self._wait(self._idle.wait(), end_s)
         self._closed = True
-        for spooling in self._spooling:
-            self._give_up(spooling.waiting, Undelivered.CLOSED)
-        if self._spool_timer is not None:
-            self._spool_timer.cancel()
+        self._spooling.close()
         await self.link.close()
         stats = self._spool.stats()
         left = Left(stats.messages, stats.bytes)
@@ -178,7 +173,7 @@ class Deliverer:
             return Unready.CLOSED, "this process is ending"
         if self.link.refusal and not self._live_probes(now_s):
             return Unready.PUBSUB_REFUSES, f"Pub/Sub refuses all messages: {self.link.refusal}"
-        if not self.breaker.closed and now_s - self._spool_failed_s < _SPOOL_FAILURE_COUNTS_S:
+        if not self.breaker.closed and now_s - self._spooling.failed_s < _SPOOL_FAILURE_COUNTS_S:
             return Unready.NOWHERE, "Pub/Sub does not answer, and the spool takes no messages"
         return None, ""
 
@@ -192,7 +187,7 @@ class Deliverer:
         if self._may_publish(now_s):
             self.live.put(waiting)
         else:
-            self._to_spool((waiting,))
+            self._spooling.put((waiting,))
         return done
 
     def _may_publish(self, now_s: float) -> bool:
@@ -212,67 +207,20 @@ class Deliverer:
             self._release(waiting)
             waiting.tell(How.PUBLISHED)
 
+    def _spooled(self, waiting: Waiting) -> None:
+        self.counts.spooled += 1
+        waiting.tell(How.SPOOLED)
+        self.replay.wake()
+
+    def _failed(self, waiting: Waiting, reason: Undelivered) -> None:
+        self.counts.undelivered[reason] += 1
+        retry_after_s = max(_RETRY_S, math.ceil(self.breaker.pause_left_s(self._clock())))
+        waiting.tell(NotDurableError(reason, retry_after_s))
+
     def _unfit(self, waiting: Waiting, error: Exception) -> None:
         self.counts.undelivered[Undelivered.UNFIT] += 1
         self._release(waiting)
         waiting.tell(error)
-
-    def _to_spool(self, group: Sequence[Waiting]) -> None:
-        loop = asyncio.get_running_loop()
-        expires_s = self._clock() + self.settings.spool_wait_s
-        for waiting in group:
-            try:
-                future = self._spool.append(waiting.message)
-            except ValueError as error:
-                self._unfit(waiting, error)
-                continue
-            except Exception:  # as if its future had said so
-                log.exception("the spool failed in an unforeseen way")
-                future = concurrent.futures.Future()
-                future.cancel()
-            spooling = _Spooling(expires_s, waiting, future)
-            self._spooling.append(spooling)
-            future.add_done_callback(functools.partial(_call, loop, self._spooled, spooling))
-        if self._spool_timer is None:
-            self._give_up_late()
-
-    def _spooled(self, spooling: _Spooling) -> None:
-        waiting, future = spooling.waiting, spooling.future
-        self._release(waiting)
-        if future.cancelled():
-            self._give_up(waiting, Undelivered.SPOOL_SLOW)
-        elif (error := future.exception()) is not None:
-            if self._spool_failed_s == -math.inf:
-                log.error("the spool takes no messages: %s", error)
-            self._spool_failed_s = self._clock()
-            self._give_up(waiting, Undelivered.SPOOL_FAILED)
-        else:
-            if self._spool_failed_s > -math.inf:
-                log.warning("the spool takes messages again")
-            self._spool_failed_s = -math.inf
-            if not waiting.settled:
-                self.counts.spooled += 1
-                waiting.tell(How.SPOOLED)
-            self.replay.wake()
-
-    def _give_up_late(self) -> None:
-        """Give up what the spool's disk has kept waiting for too long; come back for the next."""
-        self._spool_timer = None
-        now_s = self._clock()
-        while self._spooling and (self._spooling[0].future.done() or self._spooling[0].expires_s <= now_s):
-            spooling = self._spooling.popleft()
-            if not spooling.future.done() and not spooling.future.cancel():
-                # It is being written, and still takes memory; but its client has waited for long enough.
-                self._give_up(spooling.waiting, Undelivered.SPOOL_SLOW)
-        if self._spooling:
-            left_s = self._spooling[0].expires_s - now_s
-            self._spool_timer = asyncio.get_running_loop().call_later(left_s, self._give_up_late)
-
-    def _give_up(self, waiting: Waiting, reason: Undelivered) -> None:
-        if not waiting.settled:
-            self.counts.undelivered[reason] += 1
-            retry_after_s = max(_RETRY_S, math.ceil(self.breaker.pause_left_s(self._clock())))
-            waiting.tell(NotDurableError(reason, retry_after_s))
 
     def _release(self, waiting: Waiting) -> None:
         self._waiting_messages -= 1
@@ -288,9 +236,3 @@ class Deliverer:
 
 def _size(message: Message) -> int:
     return len(message.body)
-
-
-def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], argument: Any, _: Any) -> None:
-    """Call back on the loop, from whatever thread; a loop that has ended has nobody waiting on it."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback, argument)

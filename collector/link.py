@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from millrace.collector.publish import Failure, Publisher, PublishFailed
 log = logging.getLogger(__name__)
 
 _REPEAT_S = 60.0  # a refusal that lasts is logged again this often
+_SILENCE = 0.25  # share of `slow_s` without any answer that shows an outage
 
 
 @dataclasses.dataclass
@@ -61,12 +63,7 @@ class Link:
         self._slow_s = slow_s
         self._observe_publish_s = observe_publish_s
         self._clock = clock
-        self._logged_s = -_REPEAT_S
-
-    @property
-    def proven(self) -> bool:
-        """Whether Pub/Sub has ever acknowledged anything: then a message called unfit is that, and the topic is not."""
-        return self.counts.requests > 0
+        self._logged_s = self._acknowledged_s = -math.inf
 
     async def publish(self, parts: Sequence[bytes], timeout_s: float) -> None:
         """Return when Pub/Sub has acknowledged all parts (publish.encode).
@@ -78,9 +75,10 @@ class Link:
         try:
             await self._publisher.publish(parts, timeout_s)
         except PublishFailed as error:
-            self._failed(error)
+            self._failed(error, started_s)
             raise
-        took_s = self._clock() - started_s
+        self._acknowledged_s = self._clock()
+        took_s = self._acknowledged_s - started_s
         self.counts.requests += 1
         self.counts.messages += len(parts)
         self.counts.bytes += sum(map(len, parts))
@@ -92,7 +90,7 @@ class Link:
         """Let go of the connection."""
         await self._publisher.close()
 
-    def _failed(self, error: PublishFailed) -> None:
+    def _failed(self, error: PublishFailed, started_s: float) -> None:
         now_s = self._clock()
         match error.failure:
             case Failure.UNFIT:  # it is there, and it answers
@@ -104,10 +102,12 @@ class Link:
                     self._logged_s = now_s
                     log.error("Pub/Sub refuses all messages until somebody acts; they are spooled: %s", error)
                 self.refusal = str(error)
-                self._open(now_s, str(error), for_good=True)
+                self._open(now_s, str(error), at_once=True)
             case Failure.PASSING:
                 self.counts.passing_failures += 1
-                self._open(now_s, str(error))
+                # One slow request among others that pass is no outage; silence all round is: nobody else should wait.
+                silent = self._acknowledged_s < started_s <= now_s - self._slow_s * _SILENCE
+                self._open(now_s, str(error), at_once=silent)
 
     def _answered(self, took_s: float) -> None:
         if self.refusal:
@@ -118,9 +118,9 @@ class Link:
         else:
             self._close()
 
-    def _open(self, now_s: float, why: str, *, for_good: bool = False) -> None:
+    def _open(self, now_s: float, why: str, *, at_once: bool = False) -> None:
         was_closed = self.breaker.closed
-        self.breaker.failed(now_s, for_good=for_good)
+        self.breaker.failed(now_s, at_once=at_once)
         if was_closed and not self.breaker.closed:
             log.warning("the breaker is open, messages are spooled: %s", why)
             self.on_open()

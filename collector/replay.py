@@ -24,7 +24,8 @@ _TIMEOUT_S = 10.0
 _IDLE_S = 1.0  # how often an empty spool is looked at without being told
 _RETRY_S = 0.1
 _SPOOL_RETRY_S = 1.0
-_UNPROVEN_S = 10.0  # until messages are tried again that were called unfit by a topic that has never taken any
+_ADOPT_S = 30.0  # how often a process with an empty spool looks for what others have left that died
+_STUCK_S = 10.0  # until messages are tried again all of which were called unfit
 _YIELD_S = 0.01
 _LONGEST_YIELD_S = 1.0  # live traffic that never pauses does not stop it for longer
 _WHY_CHARACTERS = 200  # of an answer about one message, which may quote it
@@ -44,8 +45,8 @@ class ReplayableSpool(Protocol):
         """Forget messages that are in Pub/Sub."""
         ...
 
-    def set_aside(self, places: Sequence[Any], why: str) -> None:
-        """Keep messages that Pub/Sub will never take where a person finds them, out of the way."""
+    def adopt(self) -> int:
+        """Take over what dead processes left; return how many messages."""
         ...
 
 
@@ -56,7 +57,9 @@ class Replay:
         self,
         link: Link,
         spool: ReplayableSpool,
+        set_aside: Callable[[Message, str], object],
         is_live_busy: Callable[[], bool],
+        *,
         bytes_per_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,6 +68,7 @@ class Replay:
         Args:
             link: the way to Pub/Sub, shared with live traffic.
             spool: where messages wait.
+            set_aside: puts a message that Pub/Sub will never take where a person finds it, and says why.
             is_live_busy: whether live messages are waiting for their turn.
             bytes_per_s: most that it sends; more slows live traffic while a backlog is sent.
             clock: monotonic seconds.
@@ -77,6 +81,7 @@ class Replay:
         """Whether the spool cannot be read, or not be settled."""
         self._link = link
         self._spool = spool
+        self._put_aside = set_aside
         self._is_live_busy = is_live_busy
         self._bytes_per_s = bytes_per_s
         self._clock = clock
@@ -84,7 +89,9 @@ class Replay:
         self._hurrying = False
         self._flowing = False  # the last request passed
         self._idle = False  # there was nothing to send
-        self._unproven = False  # all was called unfit, and it may be the topic's fault
+        self._next_adoption_s = clock() + _ADOPT_S  # a spool that is opened has just looked
+        self._stuck = False  # all was called unfit
+        self._suspects: dict[Any, int] = {}  # places of unfit messages, and how much was acknowledged before
 
     def wake(self) -> None:
         """Say that there is something to send; it costs next to nothing."""
@@ -105,7 +112,8 @@ class Replay:
                 self._flowing = False
                 pause_s = _RETRY_S
             except Exception:
-                log.exception("the spool cannot be replayed now; trying again")
+                if not self.failing:  # said once, not at every try
+                    log.exception("the spool cannot be replayed; it is tried again until it can")
                 self.failing = True
                 self._flowing = False
                 pause_s = _SPOOL_RETRY_S
@@ -114,7 +122,7 @@ class Replay:
             await self._sleep(pause_s)
 
     def _waits_for_pubsub(self) -> bool:
-        return self._unproven or not (self._link.breaker.closed or self._flowing)
+        return self._stuck or not (self._link.breaker.closed or self._flowing)
 
     async def _step(self) -> float:
         """Send one chunk, where that may be; return the seconds to wait before the next step."""
@@ -128,22 +136,22 @@ class Replay:
         self._idle = not chunk
         if self._idle:
             self._flowing = False
+            await self._adopt()
             return _IDLE_S
         if probing:
             if not breaker.try_probe(self._clock()):  # closed meanwhile, or live traffic is trying
                 return _RETRY_S
             chunk = chunk[:1]
-        refused: list[tuple[Any, Message, str]] = []
-        sent_bytes = await self._send(chunk, refused)
+        acknowledged = self._link.counts.requests
+        sent_bytes = await self._send(chunk)
         self._flowing = True
-        self._unproven = bool(refused) and not self._link.proven
-        if self._unproven:
-            log.error("Pub/Sub has called all messages unfit so far, the first with: %s", refused[0][2])
-            return _UNPROVEN_S
-        await self._set_aside(refused)
+        self._stuck = bool(self._suspects) and self._link.counts.requests == acknowledged
+        if self._stuck:
+            log.error("Pub/Sub calls all spooled messages unfit; it may be the topic's fault, so they stay")
+            return _STUCK_S
         return 0.0 if self._hurrying else sent_bytes / self._bytes_per_s
 
-    async def _send(self, chunk: Spooled, refused: list[tuple[Any, Message, str]]) -> int:
+    async def _send(self, chunk: Spooled) -> int:
         """Publish and settle; halve what is unfit until the messages to blame are alone. Returns bytes sent."""
         parts = [encode(message) for _, message in chunk]
         try:
@@ -152,20 +160,34 @@ class Replay:
             if error.failure is not Failure.UNFIT:
                 raise
             if len(chunk) == 1:
-                refused.append((*chunk[0], str(error)))
+                await self._suspect(*chunk[0], str(error))
                 return 0
             half = len(chunk) // 2
-            return await self._send(chunk[:half], refused) + await self._send(chunk[half:], refused)
-        await asyncio.to_thread(self._spool.settle, [place for place, _ in chunk])
+            return await self._send(chunk[:half]) + await self._send(chunk[half:])
+        await self._settle([place for place, _ in chunk])
         self.messages += len(chunk)
         return sum(map(len, parts))
 
-    async def _set_aside(self, refused: Sequence[tuple[Any, Message, str]]) -> None:
-        for place, message, error in refused:
-            why = error[:_WHY_CHARACTERS]
-            log.error("Pub/Sub will not take a message of %d bytes, it is set aside: %s", len(message.body), why)
-            await asyncio.to_thread(self._spool.set_aside, [place], why)
-            self.set_aside += 1
+    async def _suspect(self, place: Any, message: Message, why: str) -> None:
+        """Set a message aside that was refused before, where others were taken in between; else wait for that."""
+        first_refused = self._suspects.setdefault(place, self._link.counts.requests)
+        if self._link.counts.requests == first_refused:
+            return
+        why = why[:_WHY_CHARACTERS]
+        log.error("Pub/Sub will not take a message of %d bytes, it is set aside: %s", len(message.body), why)
+        await asyncio.to_thread(self._put_aside, message, why)
+        await self._settle([place])
+        self.set_aside += 1
+
+    async def _settle(self, places: Sequence[Any]) -> None:
+        await asyncio.to_thread(self._spool.settle, places)
+        for place in places:
+            self._suspects.pop(place, None)
+
+    async def _adopt(self) -> None:
+        if self._clock() >= self._next_adoption_s and not self._hurrying:
+            self._next_adoption_s = self._clock() + _ADOPT_S
+            await asyncio.to_thread(self._spool.adopt)
 
     async def _let_live_traffic_go_first(self) -> None:
         until_s = self._clock() + _LONGEST_YIELD_S
