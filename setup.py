@@ -40,10 +40,13 @@ setup(
         "pyarrow>=20",
         "PyYAML>=6",
         "structlog>=25",
+        "urllib3>=2.2",
         "uvloop>=0.21",
         "xxhash>=3.4",
     ],
     extras_require={
+        # The SDKs that `millrace local` sends a part of its sample traffic with; ./run_local.sh installs them.
+        "local": ["rudder-sdk-python>=2.1", "segment-analytics-python>=2.3"],
         "test": [
             "bytewax>=0.21; python_version < '3.13'",
             "gcp-storage-emulator>=2024.8",

@@ -9,17 +9,27 @@ from millrace.local.leash import leashed
 
 
 def start(
-    module: str, arguments: Sequence[str], environment: Mapping[str, str], output: IO[Any] | int | None = None
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[Any] | int | None = None,
+    errors: IO[Any] | int | None = None,
 ) -> subprocess.Popen[str]:
     """Start `python -m module` in a session of its own, so that Ctrl-C reaches only us and we end things in order."""
     command = leashed([sys.executable, "-m", module, *arguments])
     return subprocess.Popen(  # noqa: S603  our own command
-        command, stdin=subprocess.PIPE, stdout=output, text=True, env=dict(environment), start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
+        text=True,
+        env=dict(environment),
+        start_new_session=True,
     )
 
 
 def end(process: subprocess.Popen[str], grace_s: float) -> int:
-    """Ask a child to end, insist after the grace; return its exit code."""
+    """Ask a child to end, insist after the grace; return its exit code. Its standard error can still be read."""
     if process.poll() is None:
         process.terminate()
     try:

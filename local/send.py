@@ -61,6 +61,7 @@ class Sender(abc.ABC):
         self,
         name: str,
         in_flight: int,
+        *,
         on_answered: Hook | None = None,
         on_maybe: Hook | None = None,
         on_given_up: Hook | None = None,

@@ -20,7 +20,7 @@ import msgspec
 from millrace.local.broken import broken_body, broken_record
 from millrace.local.journeys import happenings
 from millrace.local.shoppers import Device, Shape, Shopper, iso, make_shopper, make_uuid
-from millrace.local.wire import write_body, write_event
+from millrace.local.wire import path_of, write_body, write_event
 from millrace.schemas import envelope
 from millrace.schemas.dead_letter import Reason
 
@@ -60,6 +60,8 @@ class Sent(NamedTuple):
     """Of the broken records."""
     payloads: tuple[bytes, ...] = ()
     """The bytes of the broken records, as they will be found in the dead letters."""
+    path: str = "/v1/batch"
+    """Where its SDK posts it to."""
 
 
 @dataclasses.dataclass
@@ -235,20 +237,22 @@ class Shop(Iterator[Sent]):
                 broken.append(broken_record(rng, events[0]))
                 parts.insert(rng.randrange(len(parts) + 1), broken[0][0])
             else:
-                yield self._broken(write_event(device, next(device.happenings), make_uuid(rng), now_ms), attributes)
+                event = write_event(device, next(device.happenings), make_uuid(rng), now_ms)
+                yield self._broken(event, attributes, path_of(device, Shape.SINGLE, event["type"]))
         body = write_body(device.shape, parts, events[0].get("sentAt"))
         if device.gzipped:
             body = gzip.compress(body, 1, mtime=0)
             attributes[envelope.CONTENT_ENCODING] = "gzip"
         payloads, reasons = tuple(part for part, _ in broken), tuple(reason for _, reason in broken)
-        yield Sent(body, attributes, len(parts), len(broken), ids, reasons, payloads)
+        path = path_of(device, device.shape, events[0]["type"])
+        yield Sent(body, attributes, len(parts), len(broken), ids, reasons, payloads, path)
 
-    def _broken(self, event: dict[str, Any], attributes: dict[str, str]) -> Sent:
+    def _broken(self, event: dict[str, Any], attributes: dict[str, str], path: str) -> Sent:
         if self._rng.random() < 0.4:
             body, reason = broken_record(self._rng, event)
-            return Sent(body, dict(attributes), 1, 1, (), (reason,), (body,))
+            return Sent(body, dict(attributes), 1, 1, (), (reason,), (body,), path)
         body, claimed, reason = broken_body(self._rng, event)
-        return Sent(body, {**attributes, **claimed}, 1, 1, (), (reason,), (body,))
+        return Sent(body, {**attributes, **claimed}, 1, 1, (), (reason,), (body,), path)
 
     def _attributes(self, device: Device, now_ms: int) -> dict[str, str]:
         return {

@@ -56,6 +56,20 @@ def write_body(shape: Shape, parts: list[bytes], sent_at: str | None) -> bytes:
     return b'{"batch":' + listed + (b"}" if sent_at is None else b',"sentAt":"' + sent_at.encode() + b'"}')
 
 
+def path_of(device: Device, shape: Shape, event_type: str) -> str:
+    """Return where a device's SDK posts a body: Segment's browser SDK abbreviates, RudderStack's leaves by beacons."""
+    match shape:
+        case Shape.SINGLE:
+            segment = not device.mobile and device.original_key == "timestamp"
+            return f"/v1/{event_type[0] if segment else event_type}"
+        case Shape.BATCH:
+            return "/v1/batch" if device.mobile else "/beacon/v1/batch"
+        case Shape.ARRAY:
+            return "/v1/batch"
+        case Shape.LINES:
+            return "/v1/import"
+
+
 def read_body(body: bytes, attributes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Unpack what `write_body` packed; for bodies that are not broken."""
     plain = gzip.decompress(body) if attributes.get(CONTENT_ENCODING) == "gzip" else body
