@@ -148,7 +148,7 @@ class Spool:
             SpoolBrokenError: the disk cannot be read now.
         """
         with self._reading:
-            return self._backlog.adopt(self._capacity_bytes - self._reserved)
+            return self._backlog.adopt(self._capacity_bytes, lambda: self._reserved)
 
     def stats(self) -> Stats:
         """Return what is in the spool, and what happened since it was opened."""

@@ -45,9 +45,10 @@ class Backlog:
         self.torn = 0
 
     def add(self, *new: Segment) -> None:
-        """Take segments in, each in its place. Under the lock."""
-        self._segments |= {segment.key: segment for segment in new}
-        self._segments = dict(sorted(self._segments.items()))
+        """Take segments in, each in its place: what the dead left, then what this process appends. Under the lock."""
+        known = [*self._segments.values(), *new]
+        known.sort(key=lambda segment: (segment.path.parent not in self._adopted, segment.key))
+        self._segments = {segment.key: segment for segment in known}
 
     def count(self) -> None:
         """Bring `bytes` up to date. Under the lock."""
@@ -91,8 +92,12 @@ class Backlog:
                 self.count()
             self._leave_if_empty(segment.path.parent)
 
-    def adopt(self, capacity_bytes: int) -> int:
+    def adopt(self, capacity_bytes: int, reserved_bytes: Callable[[], int]) -> int:
         """Take over the folders of dead processes, the oldest first, while they fit; any one fits into an empty spool.
+
+        Args:
+            capacity_bytes: of this process.
+            reserved_bytes: how much of it waits to be written; called under the lock.
 
         Returns:
             How many messages came with them.
@@ -106,7 +111,7 @@ class Backlog:
         try:
             for claim in claim_leftovers(self._disk, self._root):
                 try:
-                    messages += self._adopt(claim, capacity_bytes)
+                    messages += self._adopt(claim, capacity_bytes, reserved_bytes)
                 except SpoolVersionError as error:
                     unknown = unknown or error
         except OSError as error:
@@ -180,7 +185,7 @@ class Backlog:
     def _set_aside(self, segment: Segment) -> None:
         self.set_aside += segments.set_aside(self._disk, segment, self._root / SET_ASIDE)
 
-    def _adopt(self, claim: Claim, capacity_bytes: int) -> int:
+    def _adopt(self, claim: Claim, capacity_bytes: int, reserved_bytes: Callable[[], int]) -> int:
         try:
             paths = segments.segment_paths(self._disk, claim.folder)
             for path in paths:
@@ -190,14 +195,15 @@ class Backlog:
             give_up(self._disk, claim)
             raise
         with self._lock:
-            fits = not self.bytes or self.bytes + sum(segment.bytes for segment in found) <= capacity_bytes
-            if fits:
+            taken = self.bytes + reserved_bytes()
+            fits = not taken or taken + sum(segment.bytes for segment in found) <= capacity_bytes
+            if fits and found:
+                self._adopted[claim.folder] = claim
                 self.add(*found)
                 self.count()
-        if not fits or not found:
+        if claim.folder not in self._adopted:
             give_up(self._disk, claim)
             return 0
-        self._adopted[claim.folder] = claim
         for segment in found:
             self._recover(segment)
         self.sweep()

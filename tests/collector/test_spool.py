@@ -280,6 +280,34 @@ def test_leftovers_are_adopted_as_far_as_they_fit(opened: Opener):
     assert (held(first), held(second)) == ([message(0, size=300)], [message(1, size=300), message(2, size=300)])
 
 
+def test_what_the_dead_left_is_read_before_what_the_living_append(opened: Opener):
+    living, dead = opened(), opened()
+    append(living, message(0))
+    append(dead, message(1))
+    dead.close()
+    assert living.adopt() == 1
+    append(living, message(2))
+    living.settle([place for place, each in living.oldest(ALL) if each == message(0)])
+    append(living, message(3))
+    assert held(living) == [message(1), message(2), message(3)]
+
+
+def test_what_waits_for_the_disk_leaves_less_room_to_adopt(opened: Opener):
+    dead = opened()
+    disk = GatedDisk()
+    living = opened(capacity_bytes=400, disk=disk)
+    append(dead, message(0, size=300))
+    dead.close()
+    waiting = living.append(message(1))
+    assert disk.began.acquire(timeout=60)
+    assert living.adopt() == 0
+    disk.gate.release()
+    waiting.result(timeout=60)
+    living.settle([place for place, _ in living.oldest(ALL)])
+    assert living.adopt() == 1
+    assert held(living) == [message(0, size=300)]
+
+
 def test_leftovers_larger_than_the_capacity_are_adopted_by_an_empty_spool(opened: Opener):
     spool = opened()
     append(spool, *(message(n, size=300) for n in range(9)))
