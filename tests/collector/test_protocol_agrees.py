@@ -178,6 +178,48 @@ def test_good_events_are_taken_as_they_came(value: Any) -> None:
     check(sent)
 
 
+@pytest.mark.parametrize("value", BAD)
+def test_a_bad_event_is_rejected_alone_and_among_good_ones(value: Any) -> None:
+    alone = post("/v1/batch", json.dumps([value]).encode(), limits=LIMITS)
+    assert (alone.answer.status, len(alone.rejected)) == (400, 1)
+    check(json.dumps([value]).encode())
+    for sent in ([*CLEAN, value], {"batch": [value, *CLEAN], "sentAt": "2026-11-23T10:00:00Z"}):
+        outcome = post("/v1/batch", sent, limits=LIMITS)
+        assert (outcome.answer.status, sum(outcome.rejected.values())) == (200, 1)
+        check(json.dumps(sent).encode())
+
+
+@pytest.mark.parametrize(
+    ("shared", "rejected"),
+    [
+        ({"type": "page"}, 0),
+        ({"type": "click"}, 1),
+        ({"userId": "u"}, 0),
+        ({"odd": 1}, 0),
+        ({"odd": "\x00"}, 2),
+        ({"context": {"page": 5}}, 2),
+        ({"context": json.loads('{"a":' + "[" * 62 + "]" * 62 + "}")}, 0),
+        ({"context": json.loads('{"a":' + "[" * 63 + "]" * 63 + "}")}, 2),
+        ({"sentAt": {}}, 2),
+        ({"messageId": "m"}, 0),
+        ({"properties": 5}, 2),
+    ],
+)
+def test_what_a_batch_says_counts_for_each_of_its_events(shared: dict[str, Any], rejected: int) -> None:
+    sent = {"batch": [event(type=None if "type" in shared else "track"), event(messageId="b")]} | shared
+    outcome = post("/v1/batch", sent)
+    assert sum(outcome.rejected.values()) == rejected
+    check(json.dumps(sent).encode())
+
+
+@pytest.mark.parametrize(
+    "sent", [b'{"type":"track","userId":"u","properties":{"a":"\xff"}}', b'[{"type":"track","\xed\xa0\x80":1}]']
+)
+def test_what_is_not_utf8_is_rejected_wherever_it_stands(sent: bytes) -> None:
+    assert post("/v1/batch", sent).rejected == {"not_utf8": 1}
+    check(sent)
+
+
 def test_a_batch_that_hides_its_name_behind_an_escape_is_still_one() -> None:
     sent = json.dumps({"batch": [event(), event()], "userId": "u", "type": "track"}).encode()
     outcome = post("/v1/batch", sent.replace(b'"batch"', b'"b\\u0061tch"'))

@@ -34,7 +34,7 @@ def basic(key: str) -> bytes:
     return b"Basic " + base64.b64encode(f"{key}:".encode())
 
 
-def request(method: str, path: str, sent: Any = b"", query: bytes = b"", **headers: bytes | None) -> Request:
+def request(method: str, path: str, sent: Any = b"", query: bytes = b"", /, **headers: bytes | None) -> Request:
     """Return a request of the server source; headers that are None are left out."""
     text = body(sent)
     base: dict[str, bytes | None] = {
