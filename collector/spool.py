@@ -6,7 +6,6 @@ is deleted when all of it is settled. Which of its messages were settled is not 
 and so do those of a segment whose deletion the disk forgot. Downstream, the same message id is the same event.
 """
 
-import errno
 import logging
 import threading
 import time
@@ -21,7 +20,7 @@ from millrace.collector.message import Message
 from millrace.collector.segments import Segment
 from millrace.collector.spool_backlog import Backlog, Place
 from millrace.collector.spool_disk import Disk
-from millrace.collector.spool_errors import SpoolBrokenError, SpoolError, SpoolFullError, SpoolVersionError
+from millrace.collector.spool_errors import FULL, SpoolBrokenError, SpoolError, SpoolFullError, SpoolVersionError
 from millrace.collector.spool_folders import Claim, give_up
 from millrace.collector.spool_stats import Stats
 from millrace.collector.spool_writer import Writer
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 WAITING_BYTES = 64 * 1024 * 1024
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _Waiting(NamedTuple):
@@ -193,7 +191,10 @@ class Spool:
                 self._refusing = "full" if isinstance(_refused(failure), SpoolFullError) else "broken"
             self._backlog.count()
         if self._refusing != before:  # said once, not for each group
-            log.error("spool: %s", f"messages are refused: {failure!r}" if failure else "messages are taken again")
+            if failure is None:
+                log.warning("spool: messages are taken again")
+            else:
+                log.error("spool: messages are refused: %r", failure)
         for waiting in group:
             if failure is None:
                 waiting.future.set_result(None)
@@ -273,6 +274,6 @@ class Spool:
 
 
 def _refused(error: Exception) -> SpoolError:
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return SpoolFullError(f"no room on the disk: {error}")
     return SpoolBrokenError(f"the disk refused: {error}")

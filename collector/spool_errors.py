@@ -1,6 +1,10 @@
 """Why a message is not in the spool, or the spool does not open."""
 
+import errno
+
 RETRY_AFTER_S = 10.0
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of the operating system that go away when there is room."""
 
 
 class SpoolError(Exception):

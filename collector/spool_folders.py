@@ -8,6 +8,7 @@ The numbers rise, so folders sort by age whatever the clock did; the rest of the
 """
 
 import contextlib
+import logging
 import re
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from millrace.collector.spool_disk import Disk
+from millrace.collector.spool_errors import FULL
+
+log = logging.getLogger(__name__)
 
 SET_ASIDE = "set-aside"
 _FOLDER = re.compile(r"\d{8}-[0-9a-f]{8}")
@@ -46,7 +50,13 @@ def claim_new(disk: Disk, root: Path) -> Claim:
 def claim_leftovers(disk: Disk, root: Path) -> Iterator[Claim]:
     """Take the lock of each folder whose process is gone, the oldest first. Raises OSError."""
     for name in _names(disk, root):
-        lock = disk.lock(_lock_of(root / name))
+        try:
+            lock = disk.lock(_lock_of(root / name))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.error("spool: no room on the disk for the lock of %s: left for later", name)  # noqa: TRY400
+            continue
         if lock is not None:
             yield Claim(root / name, lock)
 

@@ -89,6 +89,10 @@ class FailingDisk(Disk):
         self._may("read")
         return super().read(path, start, size)
 
+    def lock(self, path: Path) -> int | None:
+        self._may("lock")
+        return super().lock(path)
+
     def truncate(self, path: Path, size: int) -> None:
         self._may("truncate")
         super().truncate(path, size)
@@ -306,6 +310,16 @@ def test_what_waits_for_the_disk_leaves_less_room_to_adopt(opened: Opener):
     living.settle([place for place, _ in living.oldest(ALL)])
     assert living.adopt() == 1
     assert held(living) == [message(0, size=300)]
+
+
+def test_a_full_disk_that_has_no_room_for_a_lock_does_not_stop_the_start(opened: Opener):
+    spool = opened()
+    append(spool, message(0))
+    spool.close()
+    later = opened(disk=FailingDisk(lock=[errno.ENOSPC]))
+    assert held(later) == []
+    assert later.adopt() == 1
+    assert held(later) == [message(0)]
 
 
 def test_leftovers_larger_than_the_capacity_are_adopted_by_an_empty_spool(opened: Opener):

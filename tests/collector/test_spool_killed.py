@@ -55,6 +55,39 @@ def test_what_a_killed_process_acknowledged_is_there_in_order(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Says what it holds, and holds it until its input ends.
+_ADOPT_AND_HOLD = """
+import sys
+from pathlib import Path
+from millrace.collector.spool import Spool
+sys.stdin.readline()
+spool = Spool(Path(sys.argv[1]), 1 << 30)
+print(*(message.attributes["number"] for _, message in spool.oldest(1 << 30)), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_that_start_together_adopt_each_folder_once(tmp_path: Path):
+    dead = [Spool(tmp_path, CAPACITY_BYTES) for _ in range(12)]
+    for number, spool in enumerate(dead):
+        spool.append(message(number)).result(timeout=60)
+    for spool in dead:
+        spool.close()
+    command = [sys.executable, "-c", _ADOPT_AND_HOLD, str(tmp_path)]
+    living = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    held: list[str] = []
+    for process in living:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in living:
+        assert process.stdout is not None
+        held += process.stdout.readline().split()
+    for process in living:
+        process.communicate("\n", timeout=60)
+    assert sorted(map(int, held)) == list(range(12))
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MiB of its own."""
