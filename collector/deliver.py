@@ -49,7 +49,7 @@ class Spool(AppendableSpool, ReplayableSpool, Protocol):
 class Deliverer:
     """Makes messages durable. Make it, start it and drain it on one event loop.
 
-    deliverer = Deliverer(TopicPublisher(topic), spool, UnfitFolder(folder).keep)
+    deliverer = Deliverer(TopicPublisher(topic), spool, set_aside=UnfitFolder(folder).keep)
     deliverer.start()
     await deliverer.deliver([message])
     left = await deliverer.drain(deadline_s=20)
@@ -60,10 +60,10 @@ class Deliverer:
         self,
         publisher: Publisher,
         spool: Spool,
-        set_aside: Callable[[Message, str], object],
         settings: DeliverySettings | None = None,
-        *,
         observe_publish_s: Callable[[float], None] | None = None,
+        *,
+        set_aside: Callable[[Message, str], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Join the parts; nothing is sent yet.
@@ -71,9 +71,9 @@ class Deliverer:
         Args:
             publisher: the way to Pub/Sub; closed by `drain`.
             spool: open; the caller closes it, after `drain`.
-            set_aside: keeps a message that Pub/Sub will never take, and why; called from a thread.
             settings: see there.
             observe_publish_s: called with the seconds that each acknowledged request to Pub/Sub took.
+            set_aside: keeps a message that Pub/Sub will never take, and why; called from a thread.
             clock: monotonic seconds.
         """
         self.settings = settings or DeliverySettings()

@@ -24,7 +24,6 @@ _TIMEOUT_S = 10.0
 _IDLE_S = 1.0  # how often an empty spool is looked at without being told
 _RETRY_S = 0.1
 _SPOOL_RETRY_S = 1.0
-_ADOPT_S = 30.0  # how often a process with an empty spool looks for what others have left that died
 _STUCK_S = 10.0  # until messages are tried again all of which were called unfit
 _YIELD_S = 0.01
 _LONGEST_YIELD_S = 1.0  # live traffic that never pauses does not stop it for longer
@@ -43,10 +42,6 @@ class ReplayableSpool(Protocol):
 
     def settle(self, places: Sequence[Any]) -> None:
         """Forget messages that are in Pub/Sub."""
-        ...
-
-    def adopt(self) -> int:
-        """Take over what dead processes left; return how many messages."""
         ...
 
 
@@ -89,7 +84,6 @@ class Replay:
         self._hurrying = False
         self._flowing = False  # the last request passed
         self._idle = False  # there was nothing to send
-        self._next_adoption_s = clock() + _ADOPT_S  # a spool that is opened has just looked
         self._stuck = False  # all was called unfit
         self._suspects: dict[Any, int] = {}  # places of unfit messages, and how much was acknowledged before
 
@@ -136,7 +130,6 @@ class Replay:
         self._idle = not chunk
         if self._idle:
             self._flowing = False
-            await self._adopt()
             return _IDLE_S
         if probing:
             if not breaker.try_probe(self._clock()):  # closed meanwhile, or live traffic is trying
@@ -145,9 +138,11 @@ class Replay:
         acknowledged = self._link.counts.requests
         sent_bytes = await self._send(chunk)
         self._flowing = True
+        was_stuck = self._stuck
         self._stuck = bool(self._suspects) and self._link.counts.requests == acknowledged
         if self._stuck:
-            log.error("Pub/Sub calls all spooled messages unfit; it may be the topic's fault, so they stay")
+            if not was_stuck:
+                log.error("Pub/Sub calls all that is spooled unfit; it may be the topic's fault, so it stays there")
             return _STUCK_S
         return 0.0 if self._hurrying else sent_bytes / self._bytes_per_s
 
@@ -183,11 +178,6 @@ class Replay:
         await asyncio.to_thread(self._spool.settle, places)
         for place in places:
             self._suspects.pop(place, None)
-
-    async def _adopt(self) -> None:
-        if self._clock() >= self._next_adoption_s and not self._hurrying:
-            self._next_adoption_s = self._clock() + _ADOPT_S
-            await asyncio.to_thread(self._spool.adopt)
 
     async def _let_live_traffic_go_first(self) -> None:
         until_s = self._clock() + _LONGEST_YIELD_S

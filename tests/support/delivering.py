@@ -92,8 +92,6 @@ class MemorySpool:
     """What reading and settling raise."""
     held: dict[int, Message] = dataclasses.field(default_factory=dict)
     appended: list[str] = dataclasses.field(default_factory=list)
-    adopted: int = 0
-    """How often it was asked for what others left."""
 
     def append(self, message: Message) -> Future[None]:
         future: Future[None] = Future()
@@ -128,10 +126,6 @@ class MemorySpool:
         self._may_be_broken()
         for place in places:
             del self.held[place]
-
-    def adopt(self) -> int:
-        self.adopted += 1
-        return 0
 
     def stats(self) -> MemoryStats:
         return MemoryStats(len(self.held), sum(len(message.body) for message in self.held.values()))
@@ -185,7 +179,7 @@ async def delivery(
         aside.append((message.attributes["request_id"], why))
 
     clock = asyncio.get_running_loop().time
-    deliverer = Deliverer(pubsub, spool, set_aside, DeliverySettings(**settings), clock=clock)
+    deliverer = Deliverer(pubsub, spool, DeliverySettings(**settings), set_aside=set_aside, clock=clock)
     deliverer.start()
     try:
         yield Delivery(pubsub, spool, deliverer, aside)
