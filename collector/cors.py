@@ -6,6 +6,7 @@ for a broken network, and tries again for hours.
 """
 
 import re
+from functools import lru_cache
 
 from millrace.collector.answers import Answer, Headers
 from millrace.collector.request import Request
@@ -22,6 +23,7 @@ _SENT_BY_SDKS = (
 _VARY = (b"vary", b"origin")
 
 
+@lru_cache(maxsize=256)
 def cors_headers(origin: bytes | None) -> Headers:
     """Return what any answer to a request from this origin carries; None: the request named none.
 

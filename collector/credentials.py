@@ -4,7 +4,6 @@ The first of these that a request has decides, and is not followed by the next w
 header (Basic with the key as user name, or Bearer), `writeKey` in the query, `writeKey` at the top of the body.
 """
 
-import base64
 import binascii
 from urllib.parse import parse_qsl
 
@@ -116,7 +115,7 @@ def _authorized_key(authorization: bytes) -> str:
     match scheme.lower():
         case b"basic":
             try:
-                return base64.b64decode(given.strip(), validate=True).partition(b":")[0].decode()
+                return binascii.a2b_base64(given.strip(), strict_mode=True).partition(b":")[0].decode()
             except (binascii.Error, UnicodeDecodeError):
                 return ""
         case b"bearer":

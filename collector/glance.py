@@ -1,8 +1,7 @@
-"""Glance: see in one go whether every event of a body is good, as nearly all are.
+"""Glance: see in one go whether the events of a body are good, as nearly all are.
 
-What decode (transforms/pending.py) would take is taken here, and nothing more is looked at: a body in which anything is
-odd is judged event by event (verdicts.py). Two faults of single events are too dear to look for in a body without any
-other:
+What decode (transforms/pending.py) would take is taken here, and nothing more is looked at; an event in which anything
+is odd is judged with more care (verdicts.py). Two faults are too dear to look for in an event that seems good else:
 
 - a number that no double holds (`1e999`), and
 - more than 64 levels that brackets within strings hide from the count of brackets.
@@ -10,16 +9,20 @@ other:
 Decode finds both, and makes dead letters of such events.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from millrace.collector.limits import Limits
 from millrace.schemas import wire
 
 MOST_LEVELS = 64
 """Of the whole body: then each event has fewer, and a batch's context leaves room for the event around it."""
 
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"{}[]")))
+
+Read = TypeVar("Read")
 
 _ABSENT = msgspec.Raw()
 
@@ -121,34 +124,61 @@ _read_events = msgspec.json.Decoder(list[_Event]).decode
 _read_batch = msgspec.json.Decoder(_Batch).decode
 
 
-def count_good(text: bytes, event_type: str | None, types: Collection[str], message_id_characters: int) -> int | None:
+class Rules(NamedTuple):
+    """What counts as good."""
+
+    event_type: str | None
+    """Of the events that name none."""
+    types: Collection[str]
+    """Those that the source may send."""
+    limits: Limits
+
+
+def count_good(text: bytes, rules: Rules) -> int | None:
     """Return how many events are in a text that are all good; None where anything asks for more care.
 
     Args:
-        text: a body, unpacked, at most as large as one event may be, or known to hold none that is larger.
-        event_type: of the events that name none.
-        types: those that are allowed.
-        message_id_characters: the most that a messageId may have.
+        text: a body, unpacked, in which no event is larger than the limit.
+        rules: what counts as good.
     """
+    events = _tried(_read, text)
+    if events and all(_is_good(event, rules) for event in events):
+        return len(events)
+    return None
+
+
+def is_good(payload: bytes, rules: Rules) -> bool:
+    """Say whether a text is one good event; False where anything asks for more care."""
+    if len(payload) > rules.limits.event_bytes:
+        return False
+    event = _tried(_read_event, payload)
+    return event is not None and _is_good(event, rules)
+
+
+def is_plain(shared: Mapping[str, msgspec.Raw]) -> bool:
+    """Say whether what a batch says of its events leaves each of them as good or bad as it is by itself."""
+    return not shared or _tried(_read_batch, msgspec.json.encode({"batch": [], **shared})) is not None
+
+
+def _tried(read: Callable[[bytes], Read], text: bytes) -> Read | None:
     try:
         if not text.isascii():
             text.decode()  # msgspec does not look into what it skips
         if b"\\u0000" in text or not _is_shallow(text):
             return None
-        events = _read(text)
+        return read(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    for event in events:
-        kind = event.type or event_type
-        user = event.user_id or event.anonymous_id
-        if kind not in types or not user or event.batch is not _ABSENT:
-            return None
-        if type(user) is str and user.isspace():
-            return None
-        message_id = event.message_id
-        if type(message_id) is str and len(message_id) > message_id_characters:
-            return None
-    return len(events) or None
+
+
+def _is_good(event: _Event, rules: Rules) -> bool:
+    user = event.user_id or event.anonymous_id
+    if not user or (type(user) is str and user.isspace()):
+        return False
+    if (event.type or rules.event_type) not in rules.types or event.batch is not _ABSENT:
+        return False
+    message_id = event.message_id
+    return type(message_id) is not str or len(message_id) <= rules.limits.message_id_characters
 
 
 def _read(text: bytes) -> Sequence[_Event]:

@@ -9,12 +9,13 @@ from millrace.collector.answers import Answer, Code, Refusal, Verdict
 from millrace.collector.bodies import check_length, unpack
 from millrace.collector.call import Call, Sent
 from millrace.collector.credentials import check_origin, check_public, no_key, source_of_body, source_of_head
+from millrace.collector.glance import Rules
 from millrace.collector.media import check_media, encoding_of
 from millrace.collector.message import Message
 from millrace.collector.messages import attributes_of, refused_whole, sorted_out, whole
 from millrace.collector.pixel import event_of_query
 from millrace.collector.sources import Source
-from millrace.collector.verdicts import Rules, judge
+from millrace.collector.verdicts import judge
 from millrace.schemas.dead_letter import Reason, Rejected
 
 

@@ -1,14 +1,13 @@
 """Verdicts: which of a body's events are good, and what is wrong with the others; the same as decode would find."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from millrace.collector.answers import Verdict
 from millrace.collector.bodies import check_events, event_sizes
-from millrace.collector.glance import count_good
-from millrace.collector.limits import Limits
+from millrace.collector.glance import Rules, count_good, is_good, is_plain
 from millrace.schemas.dead_letter import Reason, Rejected
 from millrace.transforms.check import check_text
 from millrace.transforms.contexts import Contexts
@@ -30,16 +29,6 @@ class Judged(NamedTuple):
     """Good events larger than Limits.event_bytes_soft."""
 
 
-class Rules(NamedTuple):
-    """What counts as good."""
-
-    event_type: str | None
-    """Of the events that name none."""
-    types: Collection[str]
-    """Those that the source may send."""
-    limits: Limits
-
-
 def judge(text: bytes, rules: Rules) -> Judged:
     """Judge each event of a text.
 
@@ -48,17 +37,20 @@ def judge(text: bytes, rules: Rules) -> Judged:
         Rejected: no single events can be told apart, or there are none.
     """
     limits = rules.limits
-    sizes: Sequence[int] | None = ()
+    oversized = 0
     if len(text) > limits.event_bytes_soft or len(text) > limits.event_bytes:
         sizes = event_sizes(text)
-        if sizes is not None:
-            check_events(len(sizes), limits)
-    if sizes is not None and max(sizes, default=0) <= limits.event_bytes:
-        events = count_good(text, rules.event_type, rules.types, limits.message_id_characters)
-        if events is not None:
-            check_events(events, limits)
-            return Judged(events, oversized=sum(size > limits.event_bytes_soft for size in sizes))
-    return _judge_each(text, rules)
+        if sizes is None:
+            return _judge_each(text, rules)
+        check_events(len(sizes), limits)
+        if max(sizes, default=0) > limits.event_bytes:
+            return _judge_each(text, rules)
+        oversized = sum(size > limits.event_bytes_soft for size in sizes)
+    events = count_good(text, rules)
+    if events is None:
+        return _judge_each(text, rules)
+    check_events(events, limits)
+    return Judged(events, oversized=oversized)
 
 
 def _judge_each(text: bytes, rules: Rules) -> Judged:
@@ -76,9 +68,11 @@ def _judge_each(text: bytes, rules: Rules) -> Judged:
     if rules.event_type:
         defaults.setdefault("type", msgspec.Raw(msgspec.json.encode(rules.event_type)))
     contexts = Contexts()  # for this body only: it forgets nothing by itself
+    plain = is_plain(shared)
     for index, payload in enumerate(payloads):
         try:
-            _judge_one(payload, defaults, rules, contexts)
+            if not plain or not is_good(payload, rules):
+                _judge_one(payload, defaults, rules, contexts)
             oversized += len(payload) > rules.limits.event_bytes_soft
         except Rejected as rejected:
             refused.append(Verdict(index, rejected.reason, rejected.message))
@@ -96,8 +90,6 @@ def _judge_one(payload: bytes, defaults: dict[str, msgspec.Raw], rules: Rules, c
     event = rescue_event(payload, defaults, rules.limits.event_bytes, contexts).event
     most = rules.limits.message_id_characters
     if event.message_id is not None and len(event.message_id) > most:
-        raise Rejected(
-            Reason.MESSAGE_ID_TOO_LONG, f"{len(event.message_id)} characters, at most {most} are taken"
-        )
+        raise Rejected(Reason.MESSAGE_ID_TOO_LONG, f"{len(event.message_id)} characters, at most {most} are taken")
     if event.type not in rules.types:
         raise Rejected(Reason.TYPE_NOT_ALLOWED, f"this source may not send events of type {event.type}")
