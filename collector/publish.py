@@ -106,9 +106,9 @@ class TopicPublisher:
         """Return when Pub/Sub has acknowledged all parts. Raises PublishFailed."""
         payload = b"".join((self._head, *parts))
         try:
-            # gRPC reckons its deadline from the wall clock, which may be set meanwhile; the loop's cannot.
+            # Not gRPC's own deadline: that is reckoned from the wall clock, which may be set meanwhile.
             async with asyncio.timeout(timeout_s):
-                await self._call(payload, timeout=timeout_s, metadata=self._metadata)
+                await self._call(payload, metadata=self._metadata)
         except TimeoutError:
             raise PublishFailed(Failure.PASSING, f"no answer within {timeout_s:.3f} s") from None
         except grpc.aio.AioRpcError as error:
