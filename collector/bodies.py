@@ -59,7 +59,7 @@ def unpack(body: bytes, encoding: str | None, limits: Limits) -> bytes:
     if encoding is not None:
         most = min(most, max(len(body) * limits.gzip_ratio, _HARMLESS_BYTES))
     try:
-        return unpack_body(body, {CONTENT_ENCODING: encoding} if encoding else {}, max(most, len(body)))
+        return unpack_body(body, {CONTENT_ENCODING: encoding} if encoding else {}, most)
     except Rejected as rejected:
         if rejected.reason is not Reason.TOO_LARGE:
             raise

@@ -219,6 +219,15 @@ def test_what_is_not_utf8_is_rejected_wherever_it_stands(sent: bytes) -> None:
     check(sent)
 
 
+def test_lines_that_break_off_are_kept_one_by_one() -> None:
+    """Put together they could not be told apart any more."""
+    broken = b'{"type":"track","userId":'
+    outcome = post("/v1/import", b"\n".join([broken, json.dumps(event()).encode(), broken]))
+    assert [(message.events, message.body) for message in outcome.messages[1:]] == [(1, broken), (1, broken)]
+    letters = decoded(outcome).letters.to_pylist()
+    assert [(letter["stage"], letter["payload"]) for letter in letters] == [("collect", broken)] * 2
+
+
 def test_a_batch_that_hides_its_name_behind_an_escape_is_still_one() -> None:
     sent = json.dumps({"batch": [event(), event()], "userId": "u", "type": "track"}).encode()
     outcome = post("/v1/batch", sent.replace(b'"batch"', b'"b\\u0061tch"'))

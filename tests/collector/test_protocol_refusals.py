@@ -138,6 +138,14 @@ def test_what_the_head_tells_is_refused_before_the_body_is_read(name: str) -> No
 
 
 @pytest.mark.parametrize(
+    "sent", [[event()] * 4, [event(userId=None)] * 4, [5] * 4, b"{}\n{}\n{}\n{", b"[{},{},{},NaN]"]
+)
+def test_good_or_bad_events_past_the_limit_are_too_many(sent: Any) -> None:
+    outcome = post("/v1/batch", sent, limits=Limits(events=3))
+    assert (outcome.answer.status, told(outcome)["code"]) == (413, "too_many_events")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("POST", "/v1/t", None),
