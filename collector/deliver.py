@@ -127,6 +127,8 @@ class Deliverer:
             self.counts.undelivered[reason] += len(messages)
             raise NotDurableError(reason, _RETRY_S)
         accepted = [self._accept(message) for message in messages]
+        if len(accepted) == 1:  # nearly always
+            return Delivered(await accepted[0])
         ends = await asyncio.gather(*accepted, return_exceptions=True)
         for end in ends:
             if isinstance(end, BaseException):

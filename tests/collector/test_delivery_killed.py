@@ -8,6 +8,8 @@ import contextlib
 import functools
 import itertools
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -322,3 +324,37 @@ def test_a_broker_that_is_not_there_from_the_start(tmp_path, monkeypatch) -> Non
         with PubSub(server.address, pubsub.project) as pubsub:
             check(sender, in_topic(pubsub, subscription))
     assert set(sender.ends.values()) <= {"published", "spooled"}
+
+
+@pytest.mark.slow
+def test_a_collector_that_is_killed_at_random_moments_of_a_flapping_broker(tmp_path, monkeypatch) -> None:
+    chance = random.Random(4)  # noqa: S311  repeatable
+    delivered: set[str] = set()
+
+    async def replay(topic: str) -> None:
+        async with sending(topic, tmp_path / "spool") as sender:
+            await sender.stop()
+            assert await sender.deliverer.drain(30.0) == Left(0, 0)
+
+    with Broker() as broker, PubSub(broker.address) as pubsub:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", broker.address)
+        topic = pubsub.create_topic()
+        subscription = pubsub.create_subscription(topic)
+        for life in range(4):
+            arguments = [topic, str(tmp_path / "spool"), f"life{life}"]
+            command = [sys.executable, "-m", "tests.collector.delivery_child", *arguments]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                assert child.stdout is not None
+                end = chance.randint(300, 900)
+                for lines, line in enumerate(child.stdout):
+                    delivered.add(line.rstrip("\n"))
+                    broker.chaos.stall = lines % 500 > 200  # changes while messages are under way
+                    if lines == end:
+                        child.kill()
+                        delivered.update(rest.rstrip("\n") for rest in child.stdout if rest.endswith("\n"))
+                        break
+        broker.chaos.stall = False
+        asyncio.run(replay(topic))
+        stored = in_topic(pubsub, subscription)
+        assert len(delivered) > 4 * 300
+        assert delivered - stored.keys() == set(), "was answered 200, and is lost"
