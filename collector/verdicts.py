@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from millrace.collector.answers import Verdict
-from millrace.collector.bodies import check_events, event_sizes
+from millrace.collector.bodies import check_events, check_repairable, event_sizes
 from millrace.collector.glance import Rules, count_good, is_good, is_plain
 from millrace.schemas.dead_letter import Reason, Rejected
 from millrace.transforms.check import check_text
@@ -39,11 +39,8 @@ def judge(text: bytes, rules: Rules) -> Judged:
     limits = rules.limits
     oversized = 0
     if len(text) > limits.event_bytes_soft or len(text) > limits.event_bytes:
-        sizes = event_sizes(text)
-        if sizes is None:
-            return _judge_each(text, rules)
-        check_events(len(sizes), limits)
-        if max(sizes, default=0) > limits.event_bytes:
+        sizes = event_sizes(text, limits)
+        if sizes is None or max(sizes, default=0) > limits.event_bytes:
             return _judge_each(text, rules)
         oversized = sum(size > limits.event_bytes_soft for size in sizes)
     events = count_good(text, rules)
@@ -54,6 +51,7 @@ def judge(text: bytes, rules: Rules) -> Judged:
 
 
 def _judge_each(text: bytes, rules: Rules) -> Judged:
+    check_repairable(text)
     payloads, shared = split_events(text)
     check_events(len(payloads), rules.limits)
     refused: list[Verdict] = []

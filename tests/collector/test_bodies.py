@@ -99,9 +99,9 @@ PLAIN = [TEXTS[0], TEXTS[2]]
     ],
 )
 def test_every_event_is_measured(text: bytes, events: list[bytes]) -> None:
-    assert event_sizes(text) == [len(each) for each in events]
+    assert event_sizes(text, LIMITS) == [len(each) for each in events]
 
 
 @pytest.mark.parametrize("text", [b"[1", b'{"batch":1}', b'{"batch":[NaN]}', b"[" * 100_000])
 def test_events_that_cannot_be_told_apart_have_no_sizes(text: bytes) -> None:
-    assert event_sizes(text) is None
+    assert event_sizes(text, LIMITS) is None

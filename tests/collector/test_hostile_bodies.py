@@ -5,6 +5,7 @@ property's value, and as a whole body.
 """
 
 import gzip
+import time
 import tracemalloc
 import zlib
 
@@ -207,3 +208,32 @@ def test_a_message_in_an_answer_is_cut_short() -> None:
     sent = [{"type": "x" * 5_000, "userId": "u"}] * 50
     answer = post("/v1/batch", sent).answer
     assert {len(each["message"]) for each in msgspec.json.decode(answer.body)["rejected"]} == {200}
+
+
+MEGABYTES = 4 * 1024 * 1024
+SLOW = {
+    "brackets": b"[" * MEGABYTES,
+    "objects": b'{"a":' * (MEGABYTES // 5),
+    "quotes": b'{"' * (MEGABYTES // 2),
+    "lines of nothing": b"{\n" + b"1\n" * (MEGABYTES // 2 - 2),
+    "broken lines": b"{NaN\n" * (MEGABYTES // 5),
+    "many events": b"[" + b"{}," * 1_300_000 + b"NaN]",
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+def test_a_body_made_to_be_slow_is_given_up_soon(sent: bytes) -> None:
+    started_s = time.process_time()
+    outcome = post("/v1/track", sent)
+    assert (
+        time.process_time() - started_s < 0.4
+    )  # it took 1 s to take it apart; 0.05 s on the machine this was written on
+    assert (outcome.answer.status, outcome.rejected) == (400, {"not_json": 1})
+    assert [message.body for message in outcome.messages] == [sent]
+
+
+def test_a_large_batch_is_taken_apart_for_the_one_event_that_is_no_json() -> None:
+    events = [b'{"type":"track","userId":"u","properties":{"a":%d,"b":"%b"}}' % (n, b"x" * 1_000) for n in range(2_000)]
+    events[7] = events[7].replace(b"7", b"NaN")
+    outcome = post("/v1/batch", b"[" + b",".join(events) + b"]")
+    assert (outcome.answer.status, [message.events for message in outcome.messages]) == (200, [1_999, 1])
