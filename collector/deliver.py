@@ -33,6 +33,9 @@ from millrace.collector.spooling import AppendableSpool, Spooling
 
 log = logging.getLogger(__name__)
 
+OVERHEAD_BYTES = 2_048
+"""What a message that waits takes besides its body: attributes, futures, its client's request."""
+
 _RETRY_S = 1.0
 _SPOOL_FAILURE_COUNTS_S = 5.0  # a spool that failed is tried again after that: by traffic, so readiness must return
 _FOR_THE_SPOOL_S = 1.0  # of a drain's time, kept for writing what is left
@@ -152,7 +155,7 @@ class Deliverer:
         publish_until_s = end_s - min(_FOR_THE_SPOOL_S, deadline_s / 4)
         await self._wait(self._idle.wait(), publish_until_s)
         self._draining = True
-        self.live.give_up()
+        await self.live.give_up()
         if self._replaying is not None:
             self.replay.hurry()
             await asyncio.wait((self._replaying,), timeout=max(0.0, publish_until_s - self._clock()))
@@ -237,4 +240,4 @@ class Deliverer:
 
 
 def _size(message: Message) -> int:
-    return len(message.body)
+    return len(message.body) + OVERHEAD_BYTES

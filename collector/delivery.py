@@ -75,6 +75,7 @@ class DeliveryState(NamedTuple):
     waiting_messages: int
     """Accepted, and neither durable nor given up."""
     waiting_bytes: int
+    """Their bodies, and 2 KiB each for what is around them."""
     in_flight: int
     """Groups on their way to Pub/Sub, pauses between tries included."""
 
@@ -88,7 +89,8 @@ class DeliverySettings:
     in_flight: int = 4
     """Requests to Pub/Sub at once. More: smaller groups, so more CPU; fewer: a slow answer holds up more."""
     waiting_bytes: int = 64 << 20
-    """Bodies that may wait for Pub/Sub and the spool together; beyond, new ones are turned away."""
+    """What may wait for Pub/Sub and the spool together, 2 KiB a message besides its body. Beyond, they are turned away;
+    more: a longer stall passes without that, for more memory."""
     spool_wait_s: float = 5.0
     """How long the spool's disk may take."""
     replay_bytes_per_s: float = 32 << 20

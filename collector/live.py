@@ -104,11 +104,13 @@ class Live:
         if group:
             self._unpublished(group)
 
-    def give_up(self) -> None:
-        """Hand over everything as unpublished, also what is on its way."""
+    async def give_up(self) -> None:
+        """Hand over everything as unpublished, also what is on its way; put nothing more."""
         self.flush()
-        for task in self._senders:
+        senders = list(self._senders)
+        for task in senders:
             task.cancel()
+        await asyncio.gather(*senders, return_exceptions=True)
 
     def _expire(self) -> None:
         """Hand over what has waited for so long that an answer cannot come in time; come back for the next."""

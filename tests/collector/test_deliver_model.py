@@ -94,7 +94,7 @@ def check_counts(deliverer: Deliverer, ends: dict[str, str]) -> None:
 def test_what_was_delivered_is_in_pubsub_once_the_weather_is_good(steps) -> None:
     async def main() -> None:
         pubsub = MemoryPubSub(unfit=BAD)
-        async with delivery(pubsub, in_flight=2, waiting_bytes=2_000, spool_wait_s=2.0) as running:
+        async with delivery(pubsub, in_flight=2, waiting_bytes=20_000, spool_wait_s=2.0) as running:
             ends = await live_through(running, steps)
             change(running, **GOOD)
             await asyncio.sleep(100)
