@@ -57,7 +57,7 @@ class Code(enum.Enum):
 
 
 class Answer(NamedTuple):
-    """One HTTP response; content-length is the server's to add."""
+    """One HTTP response. It is the server's to add content-length, and to leave out the body where HEAD asked."""
 
     status: int
     headers: Headers = ()

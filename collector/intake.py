@@ -69,7 +69,7 @@ def take_body(call: Call) -> Outcome:
 def take_query(call: Call) -> Outcome:
     """Take the event in an image's query. The answer is an image, whatever the status."""
     if call.request.method == "HEAD":  # asks whether there is an image, and sends nothing
-        return Outcome(answers.image(Answer(200, call.cors))._replace(body=b""), route=call.route.name)
+        return Outcome(answers.image(Answer(200, call.cors)), route=call.route.name)
     try:
         body = event_of_query(call.request.query)
         source = source_of_head(call.request, call.sources, call.now_us)

@@ -72,5 +72,4 @@ def project_settings(request: Request, route: Route, sources: Sources, now_us: i
         raise Refusal(Code.BAD_HOST, "no Host header that could be told to the SDK to send to")
     ours = {"apiKey": key, "apiHost": f"{host.decode()}/v1", "protocol": request.scheme}
     told = {"integrations": {"Segment.io": ours}, "metrics": {"sampleRate": 0}}
-    body = b"" if request.method == "HEAD" else _encode(told)
-    return Answer(200, (JSON, _CACHE, *headers), body)
+    return Answer(200, (JSON, _CACHE, *headers), _encode(told))
