@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "local": ("millrace.local.run", "run the main job on this machine, with sample traffic"),
+    "collector": ("millrace.collector.run", "events over HTTP into Pub/Sub: the door for SDKs"),
     "events": ("millrace.pipelines.events", "the job itself: Pub/Sub in, per-user order, archive out"),
     "broker": ("millrace.broker.server", "the embedded Pub/Sub"),
     "doctor": (
