@@ -142,9 +142,7 @@ def count_good(text: bytes, rules: Rules) -> int | None:
         rules: what counts as good.
     """
     events = _tried(_read, text)
-    if events and all(_is_good(event, rules) for event in events):
-        return len(events)
-    return None
+    return len(events) if events and _are_good(events, rules) else None
 
 
 def is_good(payload: bytes, rules: Rules) -> bool:
@@ -152,7 +150,7 @@ def is_good(payload: bytes, rules: Rules) -> bool:
     if len(payload) > rules.limits.event_bytes:
         return False
     event = _tried(_read_event, payload)
-    return event is not None and _is_good(event, rules)
+    return event is not None and _are_good([event], rules)
 
 
 def is_plain(shared: Mapping[str, msgspec.Raw]) -> bool:
@@ -171,14 +169,18 @@ def _tried(read: Callable[[bytes], Read], text: bytes) -> Read | None:
         return None
 
 
-def _is_good(event: _Event, rules: Rules) -> bool:
-    user = event.user_id or event.anonymous_id
-    if not user or (type(user) is str and user.isspace()):
-        return False
-    if (event.type or rules.event_type) not in rules.types or event.batch is not _ABSENT:
-        return False
-    message_id = event.message_id
-    return type(message_id) is not str or len(message_id) <= rules.limits.message_id_characters
+def _are_good(events: Sequence[_Event], rules: Rules) -> bool:
+    event_type, types, most = rules.event_type, rules.types, rules.limits.message_id_characters
+    for event in events:
+        user = event.user_id or event.anonymous_id
+        if not user or (type(user) is str and user.isspace()):
+            return False
+        if (event.type or event_type) not in types or event.batch is not _ABSENT:
+            return False
+        message_id = event.message_id
+        if type(message_id) is str and len(message_id) > most:
+            return False
+    return True
 
 
 def _read(text: bytes) -> Sequence[_Event]:
