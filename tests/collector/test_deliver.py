@@ -203,7 +203,7 @@ def test_not_durable_says_when_to_come_back_in_whole_seconds() -> None:
     run_virtually(main())
 
 
-def test_a_spool_whose_disk_hangs_is_waited_for_so_long_and_keeps_its_memory_accounted() -> None:
+def test_a_spool_whose_disk_hangs_is_waited_for_so_long_and_then_does_not_get_the_message() -> None:
     async def main() -> None:
         async with delivery(
             MemoryPubSub(fails=Failure.REFUSED), MemorySpool(takes_s=20.0), spool_wait_s=2.0
@@ -211,9 +211,24 @@ def test_a_spool_whose_disk_hangs_is_waited_for_so_long_and_keeps_its_memory_acc
             started_s = _now()
             assert await running.send("a") == ["spool_slow"]
             assert _now() - started_s == pytest.approx(2.0, abs=0.01)
-            assert running.deliverer.state().waiting_messages == 0  # it was cancelled before the disk had it
+            assert running.deliverer.state().waiting_messages == 0
             await asyncio.sleep(30)
             assert running.spool.appended == []
+
+    run_virtually(main())
+
+
+def test_what_a_hanging_disk_has_already_stays_accounted_and_is_replayed_though_its_sender_was_turned_away() -> None:
+    async def main() -> None:
+        spool = MemorySpool(takes_s=20.0, writes_at_once=True)
+        async with delivery(MemoryPubSub(fails=Failure.REFUSED), spool, spool_wait_s=2.0) as running:
+            assert await running.send("a") == ["spool_slow"]
+            assert running.deliverer.state().waiting_messages == 1
+            running.pubsub.fails = None
+            await asyncio.sleep(30)
+            assert running.deliverer.state().waiting_messages == 0
+            assert running.pubsub.stored == ["a"]
+            assert running.deliverer.counts.spooled == 0
 
     run_virtually(main())
 
@@ -271,6 +286,36 @@ def test_live_traffic_is_the_probe_where_the_spool_is_empty() -> None:
     run_virtually(main())
 
 
+def test_live_traffic_is_the_probe_where_the_spool_cannot_be_read() -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(fails=Failure.REFUSED)) as running:
+            running.spool.broken = OSError("unreadable")
+            assert await running.send("a") == ["spooled"]
+            await asyncio.sleep(5)
+            running.pubsub.fails = None
+            assert await running.send("b") == ["published"]
+            assert running.deliverer.breaker.closed
+            running.spool.broken = None
+
+    run_virtually(main())
+
+
+def test_what_comes_while_it_drains_is_spooled_and_sent_with_the_rest() -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(fails=Failure.PASSING)) as running:
+            await running.send(*(f"m{number}" for number in range(1_500)))
+            running.pubsub.fails, running.pubsub.takes_s = None, 0.5
+            await asyncio.sleep(0.3)
+            draining = asyncio.create_task(running.deliverer.drain(10.0))
+            await asyncio.sleep(0.1)
+            assert running.deliverer.state().unready is Unready.CLOSED
+            assert await running.send("late") == ["spooled"]
+            assert await draining == Left(0, 0)
+            assert running.pubsub.stored[-1] == "late"
+
+    run_virtually(main())
+
+
 def test_drain_waits_for_what_is_on_its_way() -> None:
     async def main() -> None:
         async with delivery(MemoryPubSub(takes_s=0.5)) as running:
@@ -307,6 +352,18 @@ def test_drain_empties_the_spool_where_pubsub_takes_it() -> None:
             assert len(running.spool.held) > 1_000
             assert await running.deliverer.drain(5.0) == Left(0, 0)
             assert sorted(running.pubsub.stored) == sorted(f"m{number}" for number in range(3_000))
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("fails", [None, Failure.REFUSED])
+def test_drain_does_not_wait_for_what_will_not_happen(fails) -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(fails=fails)) as running:
+            await running.send("a")
+            started_s = _now()
+            await running.deliverer.drain(60.0)
+            assert _now() - started_s < 2.0
 
     run_virtually(main())
 

@@ -36,6 +36,7 @@ PUBSUB = st.fixed_dictionaries(
 SPOOL = st.fixed_dictionaries(
     {
         "takes_s": st.sampled_from([0.0, 0.0, 0.005, 1.0, 10.0]),
+        "writes_at_once": st.booleans(),
         "refuses": st.sampled_from([None, None, OSError("no room")]),
         "broken": st.sampled_from([None, None, OSError("unreadable")]),
     }

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import json
 import random
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import pytest
 from millrace.broker import Broker
 from millrace.collector.breaker import BreakerState
 from millrace.collector.deliver import Deliverer
-from millrace.collector.delivery import DeliverySettings, Left
+from millrace.collector.delivery import DeliverySettings, How, Left
+from millrace.collector.message import Message
 from millrace.collector.publish import TopicPublisher
 from millrace.collector.spool import Spool
 from millrace.collector.spool_disk import Disk
@@ -324,6 +326,28 @@ def test_a_broker_that_is_not_there_from_the_start(tmp_path, monkeypatch) -> Non
         with PubSub(server.address, pubsub.project) as pubsub:
             check(sender, in_topic(pubsub, subscription))
     assert set(sender.ends.values()) <= {"published", "spooled"}
+
+
+def test_a_message_that_either_server_will_not_take_is_set_aside_and_all_others_arrive(
+    pubsub_server: Server, tmp_path
+) -> None:
+    async def main(topic: str) -> Sender:
+        async with sending(topic, tmp_path / "spool") as sender:
+            await until(lambda: sender.deliverer.counts.published > 10, "messages are published")
+            empty = await sender.deliverer.deliver([Message(b"", {})])
+            assert empty.how is How.SPOOLED
+            await until(lambda: sender.deliverer.replay.set_aside == 1, "it is set aside")
+            await sender.stop()
+            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            return sender
+
+    with PubSub(pubsub_server.address) as pubsub:
+        topic = pubsub.create_topic()
+        subscription = pubsub.create_subscription(topic)
+        sender = asyncio.run(main(topic))
+        check(sender, in_topic(pubsub, subscription))
+    (file,) = (tmp_path / "spool" / "unfit").iterdir()
+    assert json.loads(file.read_bytes())["why"].startswith("INVALID_ARGUMENT")
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ class MemorySpool:
 
     takes_s: float = 0.0
     """Until an append is on disk."""
+    writes_at_once: bool = False
+    """Whether an append that takes its time cannot be cancelled: the disk has it already."""
     refuses: Exception | None = None
     """What appends end with."""
     broken: Exception | None = None
@@ -95,6 +97,8 @@ class MemorySpool:
 
     def append(self, message: Message) -> Future[None]:
         future: Future[None] = Future()
+        if self.writes_at_once:
+            future.set_running_or_notify_cancel()
         if self.takes_s:
             asyncio.get_running_loop().call_later(self.takes_s, self._end, message, future)
         else:
@@ -102,7 +106,7 @@ class MemorySpool:
         return future
 
     def _end(self, message: Message, future: Future[None]) -> None:
-        if not future.set_running_or_notify_cancel():
+        if not future.running() and not future.set_running_or_notify_cancel():
             return
         if self.refuses is not None:
             future.set_exception(copy.copy(self.refuses))
