@@ -305,7 +305,7 @@ def test_what_comes_while_it_drains_is_spooled_and_sent_with_the_rest() -> None:
         async with delivery(MemoryPubSub(fails=Failure.PASSING)) as running:
             await running.send(*(f"m{number}" for number in range(1_500)))
             running.pubsub.fails, running.pubsub.takes_s = None, 0.5
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.9)  # the probe has passed
             draining = asyncio.create_task(running.deliverer.drain(10.0))
             await asyncio.sleep(0.1)
             assert running.deliverer.state().unready is Unready.CLOSED
