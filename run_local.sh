@@ -17,7 +17,8 @@ usage() {
 
 The options most used:
   --for SECONDS   end by itself after that time
-  --data DIR      where the archive and the broker's messages are kept (default: data/)
+  --data DIR      where the archive, the broker's messages and the write keys are kept (default: data/)
+  --port N        the collector's (default: 8080)
   --rate N        sample events per second
   --no-demo       send no sample traffic
   --prism_location FILE   use this Prism, Beam's runner; without it, Millrace finds or makes one
@@ -37,7 +38,7 @@ fail() {
 # What the environment must be made from: another setup.py, place or Python makes another key. No process but one.
 key() { { cat "$root/setup.py" "$venv/pyvenv.cfg" && printf '%s' "$root"; } 2>/dev/null | cksum; }
 
-is_ready() { # is_ready EXTRA; "test" holds all that "main" needs
+is_ready() { # is_ready EXTRA; "test" holds all that "local" does
     local made_key made_extra
     [[ -x $venv/bin/python && -r $stamp ]] || return 1
     { IFS= read -r made_key && IFS= read -r made_extra; } <"$stamp" || return 1
@@ -104,12 +105,10 @@ narrate() {
 }
 
 install() { # install EXTRA
-    local what=$root
-    [[ $1 == main ]] || what="${root}[$1]"
     say "installing Millrace and what it needs (a few minutes, once; in full: $log)"
     : >"$log"
     # A lax editable install: strict mode would break \`python -m pipelines.events\` in the checkout.
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -e "$what" 2>&1 | narrate; then
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -e "${root}[$1]" 2>&1 | narrate; then
         tail -n 20 "$log" >&2
         fail "pip could not install it: see above; run this again to try again"
     fi
@@ -142,7 +141,7 @@ set_up() { # set_up EXTRA
 case ${1:-} in
     -h | --help)
         usage
-        if is_ready main; then
+        if is_ready local; then
             echo
             exec "$venv/bin/python" -m millrace.cli local --help
         fi
@@ -155,7 +154,7 @@ case ${1:-} in
         exec "$venv/bin/python" -m pytest "$@"
         ;;
     *)
-        is_ready main || set_up main
+        is_ready local || set_up local
         exec "$venv/bin/python" -m millrace.cli local "$@"
         ;;
 esac

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import duckdb
 
+_SHOWN = 5  # of what does not fit; one is enough to look into
+
 _JOURNAL = """
     CREATE OR REPLACE TEMP TABLE journal AS
     SELECT kind, name, sum(answered)::BIGINT AS answered
@@ -98,9 +100,9 @@ def closing(found: Accounts) -> str:
     if found.closes:
         return f"The accounting closes: {sums}.{notes}"
     lines = [f"The accounting does NOT close: {sums.replace(' = ', ' against ')}.{notes}"]
-    lines += [
+    wrong = [
         f"  {kind} {name}: answered {answered} times, found {seen}, {archived} of them in the archive"
         for kind, name, answered, seen, archived in found.differing
     ]
-    lines += [f"  record {index} of envelope {id_}: recorded {times} times" for id_, index, times in found.doubled]
-    return "\n".join(lines)
+    wrong += [f"  record {index} of envelope {id_}: recorded {times} times" for id_, index, times in found.doubled]
+    return "\n".join([*lines, *wrong[:_SHOWN], *(["  and more"] if len(wrong) > _SHOWN else [])])

@@ -1,8 +1,9 @@
 """`./run_local.sh`: the whole of Millrace on this machine, with sample traffic, from nothing to a summary.
 
-It starts the embedded broker (or uses the one at PUBSUB_EMULATOR_HOST), creates topic and subscription, starts the main
-job on Prism, and sends the traffic of a sample shop. Ctrl-C ends the traffic, lets the job archive what is under way,
-and prints what the tables hold. The exit code is 0 only if every published event is accounted for.
+It starts the embedded broker (or uses the one at PUBSUB_EMULATOR_HOST), the main job on Prism and the collector, and
+sends the collector the traffic of a sample shop. Ctrl-C ends the traffic, then the collector, lets the job archive what
+is under way, and prints what the tables hold. The exit code is 0 only if every event that the collector answered for is
+accounted for.
 """
 
 import argparse
@@ -16,30 +17,23 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from google.api_core import exceptions
-from google.cloud import pubsub_v1
-
+from millrace.collector.sources import SourcesError
 from millrace.local import children
 from millrace.local.accounts import accounts, closing
-from millrace.local.journal import Journal, records_of
+from millrace.local.collector import Front, collector
+from millrace.local.journal import Journal
+from millrace.local.pace import Paced
+from millrace.local.parts import CannotRunError, Part, Parts
 from millrace.local.prism import PrismNotFoundError, find_prism
-from millrace.local.send import Request, SendError
-from millrace.local.shop import Shop
+from millrace.local.pubsub import SUBSCRIPTION, pubsub
+from millrace.local.sample import check_sdks, sample_traffic
+from millrace.local.send import SendError
+from millrace.local.sources import make_sources
 from millrace.local.summary import connect, describe
-from millrace.local.traffic import ShopRequests, Traffic
 
-TOPIC = "projects/millrace-local/topics/events"
-SUBSCRIPTION = "projects/millrace-local/subscriptions/events-archive"
-
-_ACK_DEADLINE_S = 30
-_READY_S = 20.0
 _DRAIN_S = 120.0
 _PLACED = {"--archive", "--duplicates", "--dead_letters", "--subscription"}
 _DESCRIPTION = (__doc__ or "").partition("\n\n")[2]
-
-
-class CannotRunError(Exception):
-    """The run cannot start or go on; the message is one line that says what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,30 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, for_the_job = parser.parse_known_args(arguments)
     if placed := [each for each in for_the_job if each.partition("=")[0] in _PLACED]:
         parser.error(f"{placed[0]}: a local run keeps its tables and its Pub/Sub in --data")
-    ending = _Ending()
+    parts, ending = Parts(), _Ending()
     before = {number: signal.signal(number, ending.tell) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _check_for_the_job(for_the_job)
+        if not options.no_demo:
+            check_sdks()
+        keys = make_sources(options.data)
         find_prism(options.prism_location, _say)  # minutes, the first time: before anything else runs
-        with contextlib.ExitStack() as stack:
-            environment = stack.enter_context(_broker(options.data))
-            _create_topic_and_subscription()
-            job_ended = _run_job(options, for_the_job, environment, ending)
-    except (CannotRunError, PrismNotFoundError, SendError) as error:
+        with pubsub(options.data, parts, _say), contextlib.ExitStack() as last:
+            with contextlib.ExitStack() as starting:
+                front = starting.enter_context(collector(options.data, options.port, parts, _say))
+                job = last.enter_context(_job(options, for_the_job, parts, ending))
+                collecting = starting.pop_all()  # started before the job, which takes longer, and ended before it
+            with collecting:
+                _say(front.ways_in(keys))
+                with _traffic(options, front, parts) as traffic:
+                    _wait(options.for_seconds, parts, ending, traffic)
+    except (CannotRunError, PrismNotFoundError, SendError, SourcesError, ValueError) as error:
         print(f"millrace local: {error}", file=sys.stderr)
         return 2
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if job_ended == 2:
+    if job.process.returncode == 2:
         return 2
-    connection = connect(options.data)
-    print("\n" + describe(connection))
-    found = accounts(connection, options.data / "journal.csv")
-    print("\n" + closing(found))
-    if job_ended:
-        print("  The job did not end well: what is missing is still with Pub/Sub. Run again, and it is archived.")
-    return 0 if job_ended == 0 and found.closes else 1
+    return _summary(options.data, parts)
 
 
 class _Ending:
@@ -102,82 +98,51 @@ def _check_for_the_job(arguments: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _broker(data: Path) -> Iterator[dict[str, str]]:
-    """Start the embedded broker, unless the environment names one; yield the environment that names it."""
-    given = os.environ.get("PUBSUB_EMULATOR_HOST")
-    if given:
-        _say(f"Using the Pub/Sub at {given} (PUBSUB_EMULATOR_HOST).")
-        yield dict(os.environ)
-        return
-    arguments = ["--port", "0", "--data", str(data / "broker")]
-    process = children.start("millrace.broker.server", arguments, os.environ, subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        if "PUBSUB_EMULATOR_HOST=" not in ready:
-            raise CannotRunError("the broker did not start; its own message is above")
-        host = ready.rpartition("=")[2].strip()
-        _say(ready.strip())
-        os.environ["PUBSUB_EMULATOR_HOST"] = host
-        yield {**os.environ, "PUBSUB_EMULATOR_HOST": host}
-    finally:
-        os.environ.pop("PUBSUB_EMULATOR_HOST", None)
-        children.end(process, 10.0)
-
-
-def _create_topic_and_subscription() -> None:
-    publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
-    try:
-        with contextlib.suppress(exceptions.AlreadyExists):
-            publisher.create_topic(request={"name": TOPIC}, timeout=_READY_S, retry=None)
-        with contextlib.suppress(exceptions.AlreadyExists):
-            wanted = {"name": SUBSCRIPTION, "topic": TOPIC, "ack_deadline_seconds": _ACK_DEADLINE_S}
-            subscriber.create_subscription(request=wanted, timeout=_READY_S, retry=None)
-    except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
-        where = os.environ.get("PUBSUB_EMULATOR_HOST")
-        reason = str(error).partition(";")[0]
-        raise CannotRunError(f"cannot create {TOPIC} at {where}: is Pub/Sub running there? ({reason})") from error
-    finally:
-        publisher.stop()
-        publisher.transport.close()
-        subscriber.close()
-
-
-def _run_job(
-    options: argparse.Namespace, for_the_job: Sequence[str], environment: dict[str, str], ending: _Ending
-) -> int:
-    """Run job and traffic until it is over; return the job's exit code."""
+def _job(options: argparse.Namespace, for_the_job: Sequence[str], parts: Parts, ending: _Ending) -> Iterator[Part]:
+    """Run the main job; at the end it archives what is under way."""
     tables = [f"--{name}={options.data / name}" for name in ("archive", "duplicates", "dead_letters")]
     arguments = [f"--subscription={SUBSCRIPTION}", *tables, "--progress_s=1", "--drain_until_empty", *for_the_job]
     if options.prism_location:
         arguments.append(f"--prism_location={options.prism_location}")
-    job = ending.job = children.start("millrace.pipelines.events", arguments, environment)
-    try:
-        with Journal(options.data / "journal.csv") as journal, _traffic(options, journal) as traffic:
-            until = None if options.for_seconds is None else time.monotonic() + options.for_seconds
-            while not ending.over.wait(0.1) and job.poll() is None and (until is None or time.monotonic() < until):
-                pass
-            if traffic is not None:
-                traffic.stop()
-                _say(f"The sample traffic has ended: {traffic.counts().events:,} events published.")
-    finally:
-        code = children.end(job, _DRAIN_S)
-    return code
+    ending.job = children.start("millrace.pipelines.events", arguments, os.environ)
+    early = -signal.SIGTERM  # it was told to end while it started: it has read nothing
+    with parts.running(Part("job", ending.job), _DRAIN_S, ends_well=(0, early)) as job:
+        yield job
 
 
 @contextlib.contextmanager
-def _traffic(options: argparse.Namespace, journal: Journal) -> Iterator[Traffic | None]:
+def _traffic(options: argparse.Namespace, front: Front, parts: Parts) -> Iterator[Paced | None]:
     if options.no_demo:
-        _say(f"No sample traffic: publish to {TOPIC}, with PUBSUB_EMULATOR_HOST={os.environ['PUBSUB_EMULATOR_HOST']}.")
+        _say("No sample traffic.")
         yield None
         return
-    shop = Shop(seed=time.time_ns())
-
-    def enter(request: Request, _answer: bytes) -> None:
-        journal.answered(record for sent in request.tag for record in records_of(sent))
-
-    with Traffic(ShopRequests(shop, TOPIC), TOPIC, options.rate, on_acknowledged=enter) as traffic:
+    with sample_traffic(front.url, options.data, options.rate, parts=parts, say=_say) as traffic:
         yield traffic
+
+
+def _wait(for_seconds: float | None, parts: Parts, ending: _Ending, traffic: Paced | None) -> None:
+    """Wait for whatever ends the run: a signal, the time, or a part that is gone."""
+    until = None if for_seconds is None else time.monotonic() + for_seconds
+    while not ending.over.wait(0.1) and (until is None or time.monotonic() < until):
+        if traffic is not None and traffic.wait(0):
+            return
+        if fallen := parts.fallen():
+            _say(f"{fallen} The run ends.")
+            return
+
+
+def _summary(data: Path, parts: Parts) -> int:
+    """Print what the tables hold and whether the accounts close; return the exit code."""
+    journal = data / "journal.csv"
+    with Journal(journal), connect(data) as connection:  # an empty journal, where nothing was ever sent
+        print("\n" + describe(connection))
+        found = accounts(connection, journal)
+        print("\n" + closing(found))
+    for fault in parts.faults:
+        print(f"  {fault}")
+    if not found.closes:
+        print("  What is missing is still with Pub/Sub or in the collector's spool. Run again, and it is archived.")
+    return 0 if found.closes and not parts.faults else 1
 
 
 def _say(text: str) -> None:
@@ -194,6 +159,12 @@ def _rate(text: str) -> float:
     return rate
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./run_local.sh",
@@ -204,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--rate", type=_rate, default=200.0, metavar="N", help="sample events a second (%(default)g)")
-    add("--no-demo", action="store_true", help="send no sample traffic: publish events of your own")
+    add("--no-demo", action="store_true", help="send no sample traffic: send events of your own")
+    add("--port", type=_port, default=8080, metavar="N", help="the collector's; 0: any that is free (%(default)s)")
     add("--for", type=float, dest="for_seconds", metavar="SECONDS", help="end after so many seconds (at Ctrl-C)")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where everything is kept (%(default)s/)")
     add("--prism_location", metavar="FILE", help="Beam's Prism binary (found, or built once)")

@@ -28,7 +28,7 @@ def block(language: str, after: str) -> str:
 
 def started(data: Path, *options: str) -> "subprocess.Popen[bytes]":
     environment = {name: value for name, value in os.environ.items() if name != "PUBSUB_EMULATOR_HOST"}
-    command = [block("bash", "See it work").strip(), "--data", str(data), *options]
+    command = [block("bash", "See it work").strip(), "--data", str(data), "--port", "0", *options]
     with (data / "out").open("w") as out:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -44,21 +44,23 @@ def test_the_one_command_ends_with_accounts_that_close(tmp_path):
         assert shown in README
     sums = re.search(r"collected ([\d,]+) = archived ([\d,]+) \+ duplicates ([\d,]+) \+ dead letters ([\d,]+)", said)
     assert sums is not None
-    published, archived, duplicates, dead = (int(number.replace(",", "")) for number in sums.groups())
-    assert published == archived + duplicates + dead > 2_000
+    collected, archived, duplicates, dead = (int(number.replace(",", "")) for number in sums.groups())
+    assert collected == archived + duplicates + dead > 2_000
 
 
-def test_the_published_event_becomes_the_row_that_is_shown(tmp_path):
+def test_the_event_that_is_sent_becomes_the_row_that_is_shown(tmp_path):
     run = started(tmp_path, "--no-demo", "--order_wait_s=5", "--order_window_s=1")
     try:
         said = tmp_path / "out"
-        address = re.compile(r"export PUBSUB_EMULATOR_HOST=(\S+)")
-        host = wait_until(lambda: address.search(said.read_text()), 120, "the broker is ready")[1]
-        wait_until(lambda: "archived 0" in said.read_text(), 120, "the job runs")
-        environment = {**os.environ, "PUBSUB_EMULATOR_HOST": host}
-        snippet = [sys.executable, "-c", block("python", "An event")]
-        subprocess.run(snippet, env=environment, check=True, timeout=60)
-        wait_until(lambda: "archived 1 " in said.read_text(), 60, "the event is archived")
+        ways_in = re.compile(r"Collector: (http://localhost:\d+),.*\n.*export WRITE_KEY=(\S+)")
+        url, key = wait_until(lambda: ways_in.search(said.read_text()), 120, "the collector is ready").groups()
+        shown_url = "http://localhost:8080/"
+        assert shown_url in block("bash", "An event")
+        snippet = ["bash", "-c", block("bash", "An event").replace(shown_url, f"{url}/")]
+        environment = {**os.environ, "WRITE_KEY": key}
+        told = subprocess.run(snippet, env=environment, check=True, timeout=60, capture_output=True, text=True)
+        assert told.stdout == '{"success":true}'
+        wait_until(lambda: "archived 1 " in said.read_text(), 120, "the event is archived")
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(120) == 0, said.read_text()
     finally:

@@ -111,7 +111,7 @@ def asked(checkout: Checkout, text: str) -> bool:
 def test_the_first_run_sets_up_and_the_second_only_runs(checkout: Checkout) -> None:
     code, output = checkout.run("--rate", "5", "--data", "my data")
     ran = "run -m millrace.cli local --rate 5 --data my data in elsewhere"
-    assert (code, checkout.calls()) == (0, ["venv", "pip check out", ran])
+    assert (code, checkout.calls()) == (0, ["venv", "pip check out[local]", ran])
     assert "making" in output
     assert "ready after" in output
     assert checkout.run("--rate", "5", "--data", "my data") == (0, "")
@@ -120,7 +120,7 @@ def test_the_first_run_sets_up_and_the_second_only_runs(checkout: Checkout) -> N
 
 def test_the_tests_need_more_than_the_job_and_bring_it_along(checkout: Checkout) -> None:
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["venv", "pip check out", JOB]
+    assert checkout.calls() == ["venv", "pip check out[local]", JOB]
     assert checkout.run("test")[0] == 0
     assert checkout.calls() == ["pip check out[test]", *TESTS]
     assert checkout.run() == checkout.run("test") == (0, "")
@@ -138,7 +138,7 @@ def test_another_setup_py_is_installed_into_the_same_environment(checkout: Check
     checkout.calls()
     (checkout.root / "setup.py").write_text("two")
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["pip check out", JOB]
+    assert checkout.calls() == ["pip check out[local]", JOB]
 
 
 def test_a_moved_checkout_is_set_up_again(checkout: Checkout) -> None:
@@ -146,7 +146,7 @@ def test_a_moved_checkout_is_set_up_again(checkout: Checkout) -> None:
     checkout.calls()
     checkout.root = checkout.root.rename(checkout.here / "moved")
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["pip moved", JOB]
+    assert checkout.calls() == ["pip moved[local]", JOB]
 
 
 def test_another_python_that_is_asked_for_makes_another_environment(checkout: Checkout) -> None:
@@ -155,7 +155,7 @@ def test_another_python_that_is_asked_for_makes_another_environment(checkout: Ch
     checkout.write(checkout.here / "bin" / "mine", PYTHON.replace('cat "$HERE/version"', "echo 3.13"))
     checkout.env["PYTHON"] = "mine"
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["venv", "pip check out", JOB]
+    assert checkout.calls() == ["venv", "pip check out[local]", JOB]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -169,7 +169,7 @@ def test_a_setup_that_was_interrupted_is_noticed_and_redone(checkout: Checkout, 
     (checkout.root / ".venv" / "rubbish").touch()
     checkout.calls()
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["venv", "pip check out", JOB]
+    assert checkout.calls() == ["venv", "pip check out[local]", JOB]
     assert not (checkout.root / ".venv" / "rubbish").exists()
 
 
@@ -181,7 +181,7 @@ def test_an_environment_that_somebody_else_made_is_used_and_never_removed(checko
     (checkout.root / ".venv" / "precious").touch()
     checkout.switch("pip_fails", on=False)
     assert checkout.run()[0] == 0
-    assert checkout.calls() == ["pip check out", "pip check out", JOB]
+    assert checkout.calls() == ["pip check out[local]", "pip check out[local]", JOB]
     assert (checkout.root / ".venv" / "precious").exists()
 
 
@@ -208,7 +208,7 @@ def test_of_two_at_once_one_sets_up_and_the_other_waits_for_it(checkout: Checkou
             one.communicate(timeout=60)
             two.communicate(timeout=60)
     assert (one.returncode, two.returncode) == (0, 0)
-    assert checkout.calls() == ["venv", "pip check out", JOB, JOB]
+    assert checkout.calls() == ["venv", "pip check out[local]", JOB, JOB]
 
 
 def test_a_running_job_does_not_keep_others_from_setting_up(checkout: Checkout) -> None:

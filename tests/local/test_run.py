@@ -46,3 +46,23 @@ def test_a_pubsub_that_is_not_there(capsys, monkeypatch, tmp_path):
     assert using == "Using the Pub/Sub at 127.0.0.1:1 (PUBSUB_EMULATOR_HOST)."
     asked = "cannot create projects/millrace-local/topics/events at 127.0.0.1:1: is Pub/Sub running there?"
     assert refusal.startswith(f"millrace local: {asked} (503 ")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http", ""])
+def test_a_port_that_is_none(capsys, port):
+    with pytest.raises(SystemExit, match="2"):
+        run.main([f"--port={port}"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"must be a port from 0 to 65535, got {port!r}")
+
+
+def test_sdks_that_are_not_installed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("millrace.local.sample.find_spec", lambda name: None if name == "segment" else object())
+    assert run.main(["--data", str(tmp_path)]) == 2
+    asked = "the sample traffic needs the SDKs: pip install 'millrace[local]', or say --no-demo"
+    assert capsys.readouterr().err == f"millrace local: {asked}\n"
+
+
+def test_sources_with_mistakes_or_with_other_keys(capsys, tmp_path):
+    (tmp_path / "millrace.yaml").write_text("sources:\n  shop-web: 7\n")
+    assert run.main(["--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"millrace local: {tmp_path / 'millrace.yaml'}:2: ")
