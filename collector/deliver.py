@@ -18,6 +18,7 @@ from millrace.collector.delivery import (
     DeliveryCounts,
     DeliverySettings,
     DeliveryState,
+    DeliveryTotals,
     How,
     Left,
     NotDurableError,
@@ -143,6 +144,22 @@ class Deliverer:
         unready, why = self._unready()
         return DeliveryState(
             unready, why, self.breaker.state, self._waiting_messages, self._waiting_bytes, self.live.in_flight
+        )
+
+    def totals(self) -> DeliveryTotals:
+        """Return what was counted since the start."""
+        sent = self.link.counts
+        return DeliveryTotals(
+            published=self.counts.published,
+            spooled=self.counts.spooled,
+            undelivered=dict(self.counts.undelivered),
+            replayed=self.replay.messages,
+            set_aside=self.replay.set_aside,
+            requests=sent.requests,
+            request_bytes=sent.bytes,
+            retries=self.live.retries,
+            failures={failure.value: count for failure, count in sent.failures.items()},
+            breaker_openings=self.breaker.openings,
         )
 
     async def drain(self, deadline_s: float) -> Left:

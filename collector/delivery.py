@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from millrace.collector.breaker import BreakerState
@@ -100,6 +101,30 @@ class DeliverySettings:
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
+
+
+class DeliveryTotals(NamedTuple):
+    """Everything that is counted since the start, for metrics."""
+
+    published: int
+    """Messages that clients delivered to Pub/Sub at once."""
+    spooled: int
+    """Messages that clients delivered to the spool."""
+    undelivered: Mapping[Undelivered, int]
+    """Messages by why they could not be delivered."""
+    replayed: int
+    """Messages sent from the spool to Pub/Sub."""
+    set_aside: int
+    """Messages that Pub/Sub will never take."""
+    requests: int
+    """Requests to Pub/Sub that were acknowledged, replay included."""
+    request_bytes: int
+    """Serialised messages in them."""
+    retries: int
+    """Requests that were sent again for a client that waits."""
+    failures: Mapping[str, int]
+    """Requests that were not acknowledged: `passing`, `refused`, `unfit`."""
+    breaker_openings: int
 
 
 @dataclasses.dataclass

@@ -25,12 +25,8 @@ class PublishCounts:
     """In acknowledged requests."""
     bytes: int = 0
     """In acknowledged requests, serialised."""
-    passing_failures: int = 0
-    """Requests that failed, or were not answered in time, and may succeed later."""
-    refused_failures: int = 0
-    """Requests that Pub/Sub refused for the topic's or the permission's sake."""
-    unfit_failures: int = 0
-    """Requests that Pub/Sub refused for their content's sake."""
+    failures: dict[Failure, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(Failure, 0))
+    """Requests that were not acknowledged, by kind."""
 
 
 class Link:
@@ -92,19 +88,17 @@ class Link:
 
     def _failed(self, error: PublishFailed, started_s: float) -> None:
         now_s = self._clock()
+        self.counts.failures[error.failure] += 1
         match error.failure:
             case Failure.UNFIT:  # it is there, and it answers
-                self.counts.unfit_failures += 1
                 self._close()
             case Failure.REFUSED:
-                self.counts.refused_failures += 1
                 if not self.refusal or now_s - self._logged_s >= _REPEAT_S:
                     self._logged_s = now_s
                     log.error("Pub/Sub refuses all messages until somebody acts; they are spooled: %s", error)
                 self.refusal = str(error)
                 self._open(now_s, str(error), at_once=True)
             case Failure.PASSING:
-                self.counts.passing_failures += 1
                 # One slow request among others that pass is no outage; silence all round is: nobody else should wait.
                 silent = self._acknowledged_s < started_s <= now_s - self._slow_s * _SILENCE
                 self._open(now_s, str(error), at_once=silent)

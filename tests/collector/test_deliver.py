@@ -7,7 +7,15 @@ import pytest
 
 from millrace.collector.breaker import BreakerState
 from millrace.collector.deliver import OVERHEAD_BYTES
-from millrace.collector.delivery import DeliverySettings, How, Left, NotDurableError, Undelivered, Unready
+from millrace.collector.delivery import (
+    DeliverySettings,
+    DeliveryTotals,
+    How,
+    Left,
+    NotDurableError,
+    Undelivered,
+    Unready,
+)
 from millrace.collector.message import Message
 from millrace.collector.publish import MAX_BYTES, Failure
 from tests.support.delivering import Delivery, MemoryPubSub, MemorySpool, Request, delivery, end_of, message
@@ -379,6 +387,37 @@ def test_drain_ends_in_time_though_the_disk_hangs() -> None:
             await running.deliverer.drain(3.0)
             assert _now() - started_s <= 3.01
             assert await sending == ["closed"]
+
+    run_virtually(main())
+
+
+def test_everything_is_counted_once() -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(unfit=frozenset({"bad"}))) as running:
+            await running.send("a", "b")
+            await running.send("bad")
+            await asyncio.sleep(0.1)
+            await running.send("c")
+            await asyncio.sleep(20)
+            running.pubsub.fails = Failure.PASSING
+            await running.send("d")
+            running.pubsub.fails = None
+            await asyncio.sleep(20)
+            totals = running.deliverer.totals()
+            assert {reason: count for reason, count in totals.undelivered.items() if count} == {}
+            assert totals._replace(undelivered={}, request_bytes=0) == DeliveryTotals(
+                published=3,
+                spooled=2,
+                undelivered={},
+                replayed=1,
+                set_aside=1,
+                requests=3,
+                request_bytes=0,
+                retries=2,
+                failures={"passing": 3, "refused": 0, "unfit": 3},
+                breaker_openings=1,
+            )
+            assert totals.request_bytes > 0
 
     run_virtually(main())
 

@@ -188,7 +188,7 @@ def test_a_broker_that_stalls(tmp_path, monkeypatch) -> None:
 def test_a_broker_that_fails_some_requests_and_stores_half_of_them_all_the_same(share, tmp_path, monkeypatch) -> None:
     async def trouble(broker: Broker, sender: Sender) -> None:
         broker.chaos.fail_publish = share
-        await until(lambda: sender.deliverer.link.counts.passing_failures > 6, "requests fail")
+        await until(lambda: sender.deliverer.totals().failures["passing"] > 6, "requests fail")
         broker.chaos.fail_publish = 0.0
         await until(lambda: sender.deliverer.breaker.closed, "the breaker closes")
 
