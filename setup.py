@@ -49,6 +49,7 @@ setup(
         "local": ["rudder-sdk-python>=2.1", "segment-analytics-python>=2.3"],
         "test": [
             "bytewax>=0.21; python_version < '3.13'",
+            "fastapi>=0.110",  # the peer of benchmarks/collector.py
             "gcp-storage-emulator>=2024.8",
             "hypothesis>=6.100",
             "mypy>=1.13",
@@ -60,6 +61,7 @@ setup(
             "segment-analytics-python>=2.3",
             "setuptools>=75",  # Beam builds the source distribution for its workers without isolation
             "types-PyYAML>=6",
+            "uvicorn>=0.30",
         ],
     },
     entry_points={"console_scripts": ["millrace = millrace.cli:main"]},

@@ -50,7 +50,7 @@ class Listener:
         self.held_bytes = 0
         """Of bodies being received or delivered."""
         self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[Answer]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._look: asyncio.TimerHandle | None = None
 
@@ -121,14 +121,9 @@ class Listener:
 
     def run(self, answering: Coroutine[Any, Any, Answer], then: Callable[[Answer], None]) -> None:
         """Run what answers a request, and hand on its answer."""
-        task = asyncio.get_running_loop().create_task(answering)
+        task = asyncio.get_running_loop().create_task(_answer(answering, then))
         self._tasks.add(task)  # the event loop itself keeps only weak references
-
-        def done(task: asyncio.Task[Answer]) -> None:
-            self._tasks.discard(task)
-            then(task.result())
-
-        task.add_done_callback(done)
+        task.add_done_callback(self._tasks.discard)
 
     def _look_around(self) -> None:
         self.date = email.utils.formatdate(usegmt=True).encode()
@@ -136,3 +131,7 @@ class Listener:
         for connection in [each for each in self._connections if each.deadline_s < now_s]:
             connection.expire()
         self._look = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look_around)
+
+
+async def _answer(answering: Coroutine[Any, Any, Answer], then: Callable[[Answer], None]) -> None:
+    then(await answering)  # and not a callback of the task: that would wait for another turn of the event loop

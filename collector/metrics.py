@@ -38,6 +38,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests answered.", "route", "code")
+        self._by_route: dict[tuple[str, int], Counter] = {}
         self._events = self._counter("events", "Events that were answered with 200.", "source")
         self._rejected = self._counter("rejected_events", "Events that were refused one by one.", "reason")
         self._bytes = self._counter("body_bytes", "Bodies of events, as they came.")
@@ -57,7 +58,10 @@ class Metrics:
 
     def count_request(self, route: str, code: int) -> None:
         """Count an answer."""
-        self._requests.labels(route, code).inc()
+        counter = self._by_route.get((route, code))
+        if counter is None:  # `labels` takes a lock and makes text of its arguments, each time
+            counter = self._by_route[route, code] = self._requests.labels(route, code)
+        counter.inc()
 
     def count_outcome(self, outcome: Outcome, wire_bytes: int) -> None:
         """Count what a request brought, once it was answered with what it asked for."""
