@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from millrace.local import children
 
+_HOPELESS_S = 2.0
+
 
 class CannotRunError(Exception):
     """The run cannot start or go on; the message is one line that says what to do."""
@@ -46,36 +48,36 @@ class Parts:
 
     def __init__(self) -> None:
         self._running: list[Part] = []
+        self._gone: dict[str, str] = {}  # by name, what is said of it
         self.faults: list[str] = []
         """What is said of those that did not end well."""
 
     @contextlib.contextmanager
-    def running(self, part: Part, grace_s: float, ends_well: tuple[int, ...] = (0,)) -> Iterator[Part]:
+    def running(self, part: Part, grace_s: float, ends_well: tuple[int, ...] = (0,), needs: str = "") -> Iterator[Part]:
         """Watch a part while the caller goes on; end it then.
 
         Args:
             part: just started.
-            grace_s: for ending after SIGTERM, before it is killed; a quarter where another part is gone.
+            grace_s: for ending after SIGTERM, before it is killed.
             ends_well: exit codes that are no fault.
+            needs: another part, without which it cannot end by itself; when that is gone it gets no grace.
         """
         self._running.append(part)
         try:
             yield part
         finally:
-            fell = part.ended()
-            code = children.end(part.process, grace_s / 4 if self.faults else grace_s)
+            self.fallen()
+            hopeless = needs in self._gone
+            code = children.end(part.process, _HOPELESS_S if hopeless else grace_s)
             self._running.remove(part)
-            if fell is None and code not in ends_well:
+            if part.name not in self._gone and code not in ends_well and not hopeless:
                 self.faults.append(f"The {part.name} {how_it_ended(code)} when it was told to end.")
-            elif fell is not None and fell not in self.faults:
-                self.faults.append(fell)
 
     def fallen(self) -> str | None:
-        """Say which part is gone, and how; None while all run."""
+        """Say which part is gone, the first to be found, and how; None while all run."""
         for part in self._running:
             said = part.ended()
-            if said is not None:
-                if said not in self.faults:
-                    self.faults.append(said)
-                return said
-        return None
+            if said is not None and part.name not in self._gone:
+                self._gone[part.name] = said
+                self.faults.append(said)
+        return next(iter(self._gone.values()), None)

@@ -15,6 +15,8 @@ from millrace.local.parts import CannotRunError, Part, Parts
 TOPIC = "projects/millrace-local/topics/events"
 SUBSCRIPTION = "projects/millrace-local/subscriptions/events-archive"
 VARIABLE = "PUBSUB_EMULATOR_HOST"
+BROKER = "broker"
+"""The name of the part."""
 
 _ACK_DEADLINE_S = 30
 _READY_S = 20.0
@@ -36,7 +38,7 @@ def pubsub(data: Path, parts: Parts, say: Callable[[str], None]) -> Iterator[Non
         return
     arguments = ["--port", "0", "--data", str(data / "broker")]
     process = children.start("millrace.broker.server", arguments, os.environ, subprocess.PIPE)
-    with parts.running(Part("broker", process), _GRACE_S):
+    with parts.running(Part(BROKER, process), _GRACE_S):
         assert process.stdout is not None
         ready = process.stdout.readline()
         if f"{VARIABLE}=" not in ready:

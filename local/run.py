@@ -25,7 +25,7 @@ from millrace.local.journal import Journal
 from millrace.local.pace import Paced
 from millrace.local.parts import CannotRunError, Part, Parts
 from millrace.local.prism import PrismNotFoundError, find_prism
-from millrace.local.pubsub import SUBSCRIPTION, pubsub
+from millrace.local.pubsub import BROKER, SUBSCRIPTION, pubsub
 from millrace.local.sample import check_sdks, sample_traffic
 from millrace.local.send import SendError
 from millrace.local.sources import make_sources
@@ -106,7 +106,7 @@ def _job(options: argparse.Namespace, for_the_job: Sequence[str], parts: Parts, 
         arguments.append(f"--prism_location={options.prism_location}")
     ending.job = children.start("millrace.pipelines.events", arguments, os.environ)
     early = -signal.SIGTERM  # it was told to end while it started: it has read nothing
-    with parts.running(Part("job", ending.job), _DRAIN_S, ends_well=(0, early)) as job:
+    with parts.running(Part("job", ending.job), _DRAIN_S, ends_well=(0, early), needs=BROKER) as job:
         yield job
 
 

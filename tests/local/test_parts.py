@@ -60,6 +60,28 @@ def test_one_that_is_killed_is_said_once_and_the_others_end_all_the_same(tmp_pat
     assert ended.read_text().split() == ["job"]
 
 
+def test_one_that_needs_what_is_gone_gets_no_grace_and_no_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millrace.local.parts._HOPELESS_S", 0.1)
+    parts = Parts()
+    stuck = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); signal.pause()"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stuck.stdout is not None
+    stuck.stdout.readline()
+    with (
+        parts.running(part("broker", tmp_path / "ended"), 20) as broker,
+        parts.running(Part("job", stuck), 60, needs="broker"),
+    ):
+        os.kill(broker.process.pid, signal.SIGKILL)
+        until(parts.fallen)
+    assert stuck.returncode == -signal.SIGKILL
+    assert parts.faults == ["The broker was killed (SIGKILL)."]
+
+
 def test_one_that_fails_while_it_ends_is_a_fault(tmp_path: Path) -> None:
     parts = Parts()
     with parts.running(part("job", tmp_path / "ended", 1), 20):
