@@ -19,6 +19,7 @@ from millrace.local.sources import SERVER, WEB
 _READY_S = 30.0
 _DRAIN_S = 10.0
 _GRACE_S = 25.0
+_PREFIX = "millrace collector: "
 _SPOOLED = 3
 """Its exit code where the spool still holds events: it has said so, and the accounts will."""
 
@@ -79,7 +80,10 @@ def collector(data: Path, port: int, parts: Parts, say: Callable[[str], None]) -
         part = stack.enter_context(parts.running(Part("collector", process), _GRACE_S, ends_well=(0, _SPOOLED)))
         ready = listening.wait_ready()
         if ready is None:
-            raise CannotRunError(f"the collector did not start: {listening.last or 'it says nothing'}")
+            *words, why = listening.words or ["it says nothing"]
+            for line in words:
+                say(line)
+            raise CannotRunError(f"the collector did not start on port {port} (--port): {why.removeprefix(_PREFIX)}")
         yield Front(f"http://localhost:{ready.port}", f"http://localhost:{ready.admin_port}", part)
 
 
@@ -87,7 +91,8 @@ class _Log:
     """Reads a log to its end in a thread: into a file, and warnings to the screen."""
 
     def __init__(self, stream: IO[str], file: IO[str], say: Callable[[str], None]) -> None:
-        self.last = ""
+        self.words: list[str] = []
+        """What it said before it was ready, and not by its logger."""
         self._stream = stream
         self._file = file
         self._say = say
@@ -114,11 +119,13 @@ class _Log:
         for text in self._stream:
             self._file.write(text)
             self._file.flush()
-            self.last = text.strip() or self.last
             try:
                 line = _read_line(text)
             except msgspec.DecodeError:  # not from its logger: Python's own last words
-                self._say(text.rstrip())
+                if self._ready is None:
+                    self.words.append(text.rstrip())
+                else:
+                    self._say(text.rstrip())
                 continue
             if line.event == "ready":
                 self._ready = line

@@ -58,11 +58,21 @@ def test_it_is_ready_when_it_says_so_and_only_what_matters_is_shown(speaking: li
 
 def test_one_that_does_not_start_says_why(speaking: list[str], tmp_path: Path) -> None:
     speaking += [*says("millrace collector: cannot listen on 127.0.0.1:80: Permission denied"), "sys.exit(2)"]
-    with pytest.raises(CannotRunError) as caught, collector(tmp_path, 80, Parts(), lambda _: None):
+    said: list[str] = []
+    with pytest.raises(CannotRunError) as caught, collector(tmp_path, 80, Parts(), said.append):
         raise AssertionError("it is not ready")
     assert str(caught.value) == (
-        "the collector did not start: millrace collector: cannot listen on 127.0.0.1:80: Permission denied"
+        "the collector did not start on port 80 (--port): cannot listen on 127.0.0.1:80: Permission denied"
     )
+    assert said == []
+
+
+def test_one_that_fails_as_it_starts_says_all(speaking: list[str], tmp_path: Path) -> None:
+    speaking += [*says("Traceback", "  File", "KeyError: 'x'"), "sys.exit(1)"]
+    said: list[str] = []
+    with pytest.raises(CannotRunError, match=r"KeyError: 'x'$"), collector(tmp_path, 0, Parts(), said.append):
+        raise AssertionError("it is not ready")
+    assert said == ["Traceback", "  File"]
 
 
 def test_one_that_says_nothing_is_not_waited_for_for_ever(
