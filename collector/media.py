@@ -13,10 +13,12 @@ _JSON = frozenset(
         "application/x-ndjson",
         "application/ndjson",
         "application/jsonl",
+        "application/x-www-form-urlencoded",
         "",
     )
 )
-"""What a body of JSON calls itself. text/plain needs no preflight, so beacons and analytics.js send that."""
+"""What a body of JSON calls itself. text/plain needs no preflight, so beacons and analytics.js send that.
+RudderStack's Node SDK calls its gzip a form, since its HTTP client says so of any bytes; so does curl's -d."""
 _UTF8 = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 _ENCODINGS = {b"": None, b"identity": None, b"gzip": "gzip", b"x-gzip": "gzip"}
 

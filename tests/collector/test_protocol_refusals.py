@@ -90,8 +90,8 @@ REFUSED: dict[str, tuple[Request, int, str]] = {
     ),
     "no length": (request("POST", "/v1/track", b"", content_length=None), 411, "length_required"),
     "a length that is none": (request("POST", "/v1/track", b"", content_length=b"-1"), 400, "bad_length"),
-    "a form": (
-        request("POST", "/v1/track", event(), content_type=b"application/x-www-form-urlencoded"),
+    "a form with files": (
+        request("POST", "/v1/track", event(), content_type=b"multipart/form-data; boundary=x"),
         415,
         "unknown_media_type",
     ),
