@@ -106,14 +106,26 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # to what, nobody here knows: answered as if it had not been asked
-            self._ending = True
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Stop):
                 self._listener.handler.failed(error)
                 self._refuse("failed", overloaded("Something went wrong here."))
         except httptools.HttpParserError:
             self._refuse("malformed", plain(400, "This is no HTTP/1.1 request."))
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Take a request that asks for another protocol as if it did not, as RFC 9110 (7.8) allows.
+
+        Java's HttpClient asks for HTTP/2 so with each first request; the parser takes the body for the other protocol.
+        """
+        assert self._head is not None
+        lines = [b"%s %s HTTP/1.1" % (self._head.method.encode(), self._target)]
+        lines += [b"%s: %s" % header for header in self._headers if header[0] != b"upgrade"]
+        self._begin()
+        self._parser = httptools.HttpRequestParser(self)
+        self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     def eof_received(self) -> bool:
         """Go on answering a client that has ended its side, if a whole request is under way."""
@@ -187,10 +199,12 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Queue the request; or, where it was refused before, its answer."""
+        if self._parser.should_upgrade():
+            return  # its body is still to come
         head = self._head
         assert head is not None
         what = self._refusal or (head._replace(body=bytes(self._body)) if self._body else head)
-        keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        keep_alive = self._parser.should_keep_alive()
         self._waiting.append(_Waiting(what, keep_alive, head.method == "HEAD", self._body_bytes))
         if not keep_alive:
             self._ending = True
