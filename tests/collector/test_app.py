@@ -5,11 +5,13 @@ import dataclasses
 import ipaddress
 import json
 import logging
+from typing import Any
 
 import pytest
 import structlog
 
 from millrace.collector import app as app_module
+from millrace.collector.answers import Answer
 from millrace.collector.app import App
 from millrace.collector.delivery import NotDurableError, Undelivered
 from millrace.collector.health import Health
@@ -33,17 +35,20 @@ class Rig:
         self.health = Health(ready=True)
         self.app = App(sources, self.delivery, limits, self.metrics, lambda: self.health, with_demo=with_demo)
 
-    def ask(self, method="POST", path="/v1/track", sent=EVENT, query=b"", /, **headers):
+    def ask(
+        self, method: str = "POST", path: str = "/v1/track", sent: Any = EVENT, query: bytes = b"", /,
+        **headers: bytes | None,
+    ) -> Answer:  # fmt: skip
         return asyncio.run(self.app.answer(request(method, path, sent, query, **headers)))
 
-    def count(self, name, **labels):
+    def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"millrace_collector_{name}", labels) or 0.0
 
 
 def test_200_is_said_when_the_events_are_durable_and_not_before():
     rig = Rig()
 
-    async def story():
+    async def story() -> Answer:
         durable = asyncio.Event()
         rig.delivery.before = lambda _: durable.wait()
         answer = asyncio.create_task(rig.app.answer(request("POST", "/v1/track", EVENT)))
