@@ -50,6 +50,9 @@ function startRudderStack(options) {
   return () => sdk;
 }
 
+// What either SDK calls the visitor who has not signed in.
+const anonymousId = (sdk) => (sdk.getAnonymousId ? sdk.getAnonymousId() : sdk.user?.().anonymousId());
+
 function load(file) {
   return new Promise((done, failed) => {
     const script = document.createElement("script");

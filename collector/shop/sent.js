@@ -62,6 +62,7 @@ const sent = (() => {
   navigator.sendBeacon = function (url, body) {
     const queued = realBeacon.apply(this, arguments);
     const answer = queued ? "beacon, unseen" : "beacon, refused by the browser";
+    // A Blob tells its text a little later: what a page sends while it is being left is sent, and not listed.
     if (body instanceof Blob) body.text().then((text) => begin("POST", url, text)?.(answer));
     else begin("POST", url, body)?.(answer);
     return queued;

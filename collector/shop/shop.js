@@ -97,7 +97,7 @@ function showAccount(sdk) {
       const { name, email } = Object.fromEntries(new FormData($("sign-in").querySelector("form")));
       const id = `u-${email.split("@")[0]}`;
       store("user", { id, name });
-      sdk().alias(id); // first, while the SDK still knows the visitor by another id
+      sdk().alias(id, anonymousId(sdk()));
       sdk().identify(id, { name, email });
       showAccount(sdk);
     });

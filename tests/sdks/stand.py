@@ -41,7 +41,10 @@ class Stand:
                 self.pubsub.ack(self.subscription, *received)
             return enough(rows)
 
-        wait_until(pulled, timeout_s, f"enough events; there are {[(r['type'], r['event']) for r in rows]}")
+        try:
+            wait_until(pulled, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"not enough: {[(row['type'], row['event']) for row in rows]}") from error
         return rows
 
 
