@@ -73,7 +73,7 @@ class NotSentError(Exception):
     """An SDK could not send."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sdk:
     """A server SDK, and what it puts around a call."""
 
