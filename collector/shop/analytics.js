@@ -61,10 +61,17 @@ function load(file) {
   });
 }
 
-// Resolves to a function that returns the SDK to call.
+// Whether the collector knows the key: with one it does not know an SDK would wait for ever, and say nothing.
+async function isKnown(key) {
+  if (!key) return false;
+  const answer = await fetch(`/v1/projects/${encodeURIComponent(key)}/settings`).catch(() => null);
+  return answer === null || answer.ok; // no answer, no verdict
+}
+
+// Resolves to a function that returns the SDK to call; to null where the key is missing or unknown.
 const analyticsReady = (async () => {
   const { file, start } = SDKS[chosen];
-  if (!writeKey) return null;
+  if (!(await isKnown(writeKey))) return null;
   if (file === "rudderstack.js") {
     await load(file);
     return start();

@@ -139,6 +139,7 @@ function showChoice() {
 }
 
 function askKey() {
+  $("unknown").hidden = !writeKey;
   $("ask-key").addEventListener("cancel", (event) => event.preventDefault());
   ask($("ask-key"), () => {
     const key = new FormData($("ask-key").querySelector("form")).get("key");
@@ -156,12 +157,14 @@ async function open() {
   if (sdk === null) return askKey();
   const names = { shelf: "Shelf", checkout: "Basket", thanks: "Thanks" };
   sdk().page("Shop", names[place]);
-  if (place === "shelf") showShelf(sdk);
+  if (place === "shelf") {
+    showShelf(sdk);
+    showKiosk(sdk);
+  }
   if (place === "checkout") showCheckout(sdk);
   $("order").textContent = stored("order", "");
   showAccount(sdk);
   showClub(sdk);
-  showKiosk(sdk);
 }
 
 open().then(() => (document.body.dataset.ready = "yes"));

@@ -105,6 +105,20 @@ def test_what_is_done_offline_arrives_once_the_network_is_back(
     assert visitor.faults == []
 
 
+def test_a_key_that_nobody_knows_is_said_to_be_so(stand: Stand, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.goto(f"{stand.url}/demo")
+    page.wait_for_selector("#ask-key[open]")
+    assert not page.is_visible("#unknown")
+    page.fill("#ask-key input", "mrb_" + "x" * 36)
+    page.click("#ask-key button")
+    page.wait_for_selector("#ask-key[open] #unknown:visible")
+    page.fill("#ask-key input", stand.keys["web"])
+    page.click("#ask-key button")
+    page.wait_for_selector("#products li")
+    assert page.url == f"{stand.url}/demo"
+
+
 @pytest.mark.parametrize("mode", ["segment-batches", "rudderstack-beacon"])
 def test_what_waits_for_the_next_request_goes_out_when_the_page_is_left(
     stand: Stand, context: BrowserContext, mode: str
