@@ -1,12 +1,23 @@
 """Fixtures that more than one folder of tests uses."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import pytest
 
 from millrace.local.doctor import find_google_emulator
 from tests.support.pubsub import Server, broker_process, google_emulator
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """What a test sets up to log by is gone with it: its handlers write to a captured stream, which is closed then."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = [each for each in root.handlers if each in handlers or type(each).__module__ == "_pytest.logging"]
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
