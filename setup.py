@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
 
 setup(
     name="millrace",
@@ -23,7 +23,7 @@ setup(
     package_data={
         "millrace": ["py.typed"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],
-        "millrace.schemas": ["*.avsc"],
+        "millrace.schemas": ["*.avsc", "added/*.avsc"],
     },
     install_requires=[
         "apache-beam[gcp]==2.77.0",

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,24 +85,30 @@ class Stand:
         sampler = threading.Thread(target=self._sample, args=(memory, over))
         sampler.start()
         began_s = time.time()
+        try:
+            published = self._publish(rate, seconds, per_message)
+            if pace:
+                time.sleep(self.wait_s + self.window_s + 2)
+            job = self._processes[-1]
+            job.send_signal(signal.SIGTERM)
+            if job.wait(300 + 2 * seconds):
+                raise RuntimeError(f"the job failed: {(self._folder / 'job.log').read_text()[-2_000:]}")
+        finally:
+            over.set()
+            sampler.join()
+        rows, last_s, latency = self._written()
+        publish_rate = published["events"] / published["seconds"]
+        return Measured(published["events"], rows, last_s - began_s, publish_rate, memory, latency)
+
+    def _publish(self, rate: float, seconds: float, per_message: int) -> dict[str, Any]:
         messages = 20 if per_message > 1 else 500
         traffic = subprocess.run(
             [sys.executable, "-m", "millrace.local.traffic", "--topic", TOPIC, "--rate", str(rate), "--seconds",
              str(seconds), "--events_per_message", str(per_message), "--messages", str(messages), "--in_flight", "2"],
             capture_output=True, text=True, check=True, timeout=seconds + 120,
         )  # fmt: skip
-        published = json.loads(traffic.stdout.strip().splitlines()[-1])
-        if pace:
-            time.sleep(self.wait_s + self.window_s + 2)
-        job = self._processes[-1]
-        job.send_signal(signal.SIGTERM)
-        if job.wait(300 + 2 * seconds):
-            raise RuntimeError(f"the job failed: {(self._folder / 'job.log').read_text()[-2_000:]}")
-        over.set()
-        sampler.join()
-        rows, last_s, latency = self._written()
-        publish_rate = published["events"] / published["seconds"]
-        return Measured(published["events"], rows, last_s - began_s, publish_rate, memory, latency)
+        published: dict[str, Any] = json.loads(traffic.stdout.strip().splitlines()[-1])
+        return published
 
     def _start(self) -> None:
         with socket.socket() as probe:
@@ -130,7 +136,7 @@ class Stand:
         subscriber.close()
         options = {
             "subscription": SUBSCRIPTION,
-            **{name: self._folder / name for name in ("archive", "duplicates", "dead_letters")},
+            **{name: self._folder / name for name in ("archive", "duplicates", "dead_letters", "dropped")},
             "order_wait_s": self.wait_s,
             "order_window_s": self.window_s,
             "compact_every_s": self._compact_every_s,

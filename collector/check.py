@@ -1,25 +1,29 @@
-"""`millrace check`: is the file of sources right, and if not, where and why."""
+"""`millrace check`: is `millrace.yaml` right, and if not, where and why."""
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from millrace.collector.keys import Kind
 from millrace.collector.sources import FILE, Sources, SourcesError
+from millrace.config.job import ConfigError, read_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check a file; the exit code is 0 where it is right, 2 where the collector would refuse it."""
+    """Check a file; the exit code is 0 where it is right, 2 where the collector or the job would refuse it."""
     parser = argparse.ArgumentParser(
         prog="millrace check",
-        description="Check a file of sources: every mistake with its line, or one line of what it says.",
+        description="Check a file of sources and of the job's sections: every mistake with its line, or one line of "
+        "what it says.",
     )
     parser.add_argument("file", nargs="?", default=FILE, metavar="FILE", help=f"default: {FILE}")
     path = parser.parse_args(arguments).file
     try:
         sources = Sources.load(path)
-    except SourcesError as error:
+        read_job(Path(path).read_text(encoding="utf-8"), path)
+    except (SourcesError, ConfigError) as error:
         print(error)
         return 2
     print(f"{path}: {summary(sources, time.time_ns() // 1_000)}")

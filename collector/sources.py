@@ -10,7 +10,7 @@ from millrace.collector.client_ip import Address, Network, client_ip
 from millrace.collector.keys import BEGINS_CHARACTERS, LONGEST, Kind, StoredKey
 from millrace.collector.source import Source, SourceLimits
 from millrace.collector.source_file import SourcesError, read
-from millrace.collector.yaml_page import Mistake
+from millrace.config.yaml_page import Mistake
 
 __all__ = ["Kind", "Mistake", "Source", "SourceLimits", "Sources", "SourcesError"]
 

@@ -16,22 +16,25 @@ _JOURNAL = """
 _RECORDED = """
     CREATE OR REPLACE TEMP TABLE recorded AS
     SELECT kind, name, count(*) AS found, count(*) FILTER (door = 'archive') AS archived,
-           count(*) FILTER (door = 'duplicates') AS duplicates, count(*) FILTER (door = 'dead_letters') AS dead_letters
+           count(*) FILTER (door = 'duplicates') AS duplicates,
+           count(*) FILTER (door = 'dead_letters') AS dead_letters, count(*) FILTER (door = 'dropped') AS dropped
     FROM (SELECT 'event' AS kind, message_id AS name, 'archive' AS door FROM archive
           UNION ALL SELECT 'event', message_id, 'duplicates' FROM duplicates
+          UNION ALL SELECT 'event', message_id, 'dropped' FROM dropped
           UNION ALL SELECT 'letter', sha256(payload), 'dead_letters' FROM dead_letters)
     GROUP BY ALL
 """
 _SUMS = """
     SELECT coalesce(sum(answered), 0), coalesce(sum(archived), 0), coalesce(sum(duplicates), 0),
-           coalesce(sum(dead_letters), 0)
+           coalesce(sum(dead_letters), 0), coalesce(sum(dropped), 0)
     FROM journal LEFT JOIN recorded USING (kind, name) WHERE answered > 0
 """
 # More than was answered is no fault: a request whose answer got lost is sent again. But the archive has it once.
 _DIFFERING = """
     SELECT kind, name, answered, coalesce(found, 0), coalesce(archived, 0)
     FROM journal LEFT JOIN recorded USING (kind, name)
-    WHERE coalesce(found, 0) < answered OR (kind = 'event' AND coalesce(archived, 0) != least(coalesce(found, 0), 1))
+    WHERE coalesce(found, 0) < answered
+       OR (kind = 'event' AND coalesce(archived, 0) != least(coalesce(found, 0), 1) AND coalesce(dropped, 0) = 0)
     ORDER BY ALL LIMIT 20
 """
 _UNANSWERED = """
@@ -42,7 +45,8 @@ _DOUBLED = """
     SELECT envelope_id, envelope_index, count(*)
     FROM (SELECT envelope_id, envelope_index FROM archive
           UNION ALL SELECT envelope_id, envelope_index FROM duplicates
-          UNION ALL SELECT envelope_id, envelope_index FROM dead_letters)
+          UNION ALL SELECT envelope_id, envelope_index FROM dead_letters
+          UNION ALL SELECT envelope_id, envelope_index FROM dropped)
     GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 20
 """
 
@@ -55,6 +59,7 @@ class Accounts(NamedTuple):
     archived: int
     duplicates: int
     dead_letters: int
+    dropped: int
     differing: list[tuple[str, str, int, int, int]]
     """Records that are not as they must be: kind, name, times answered, found in all tables, found in the archive."""
     doubled: list[tuple[str, int, int]]
@@ -73,7 +78,7 @@ class Accounts(NamedTuple):
     @property
     def sent_again(self) -> int:
         """Copies made on the way: by whoever sent again what was kept, its answer lost."""
-        return self.archived + self.duplicates + self.dead_letters - self.answered
+        return self.archived + self.duplicates + self.dead_letters + self.dropped - self.answered
 
 
 def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
@@ -82,8 +87,10 @@ def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
     connection.execute(_RECORDED)
     rows = [connection.execute(query).fetchall() for query in (_SUMS, _DIFFERING, _DOUBLED, _UNANSWERED, _OTHERS)]
     (sums,), differing, doubled, ((unanswered, found),), ((others,),) = rows
-    answered, archived, duplicates, dead_letters = map(int, sums)
-    return Accounts(answered, archived, duplicates, dead_letters, differing, doubled, unanswered, found, int(others))
+    answered, archived, duplicates, dead_letters, dropped = map(int, sums)
+    return Accounts(
+        answered, archived, duplicates, dead_letters, dropped, differing, doubled, unanswered, found, int(others)
+    )
 
 
 def closing(found: Accounts) -> str:
@@ -92,6 +99,8 @@ def closing(found: Accounts) -> str:
         f"collected {found.answered:,} = archived {found.archived:,} + duplicates {found.duplicates:,} + "
         f"dead letters {found.dead_letters:,}"
     )
+    if found.dropped:
+        sums += f" + dropped {found.dropped:,}"
     if found.sent_again > 0:
         sums += f" - sent again on the way {found.sent_again:,}"
     notes = f" Other senders: {found.others:,} events." if found.others else ""

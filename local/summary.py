@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 
 from millrace.sinks.delta import open_table
-from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.sinks.tables import SPECS
 
 _SIZES = """
     SELECT count(*), count(DISTINCT user_key), count(*) FILTER (is_late), min(occurred_at), max(occurred_at)
@@ -33,10 +33,11 @@ _JOURNEY = """
 
 
 def connect(data: Path) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection with the views archive, duplicates and dead_letters of a data folder."""
+    """Return a DuckDB connection with the views archive, duplicates, dead_letters and dropped of a data folder."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    for spec, name in ((ARCHIVE, "archive"), (DUPLICATES, "duplicates"), (DEAD_LETTERS, "dead_letters")):
+    for spec in SPECS:
+        name = spec.name.replace(" ", "_")
         table = open_table(str(data / name), spec)
         files = table.uris()
         if files:

@@ -9,8 +9,9 @@ import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
+from millrace.config.job import JobConfig
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
-from millrace.sinks.archive import Tables, committer, open_tables
+from millrace.sinks.archive import Tables, committer, open_tables, recall
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 
 _NAME = re.compile(
@@ -92,7 +93,7 @@ def shared(tables_: Tables) -> None:
     Raises:
         CannotStartError: one is not.
     """
-    for name in ("archive", "duplicates", "dead_letters"):
+    for name in ("archive", "duplicates", "dead_letters", "dropped"):
         uri = getattr(tables_, name)
         if not uri.startswith("gs://"):
             raise CannotStartError(
@@ -100,14 +101,15 @@ def shared(tables_: Tables) -> None:
             )
 
 
-def tables(tables_: Tables) -> None:
-    """Open the job's tables: creates them, and on one node reads back the recent ids.
+def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
+    """Open the job's tables: creates them, and on one node reads back recent ids, and what the steps remember.
 
     Raises:
         StorageError: one cannot be opened; the message says what to do.
     """
     if tables_.alone:
         committer(tables_)
+        recall(tables_, [*config.enrich, *config.transforms], shards)
     else:
         open_tables(tables_)
 

@@ -1,7 +1,8 @@
 r"""The main job: customer events from Pub/Sub to a Delta archive, each user's in their true order.
 
     python -m pipelines.events --subscription=projects/PROJECT/subscriptions/NAME --archive=gs://BUCKET/archive \
-        --dead_letters=gs://BUCKET/dead_letters --duplicates=gs://BUCKET/duplicates --runner=DataflowRunner ...
+        --duplicates=gs://BUCKET/duplicates --dead_letters=gs://BUCKET/dead_letters --dropped=gs://BUCKET/dropped \
+        --config=millrace.yaml --runner=DataflowRunner ...
 
 Without --runner it runs on this machine, on Prism. Ctrl-C or SIGTERM: stop reading, archive what was read, end; a
 second one: hand everything unfinished back to Pub/Sub and end at once. Exit codes: 0 ended as told; 1 failed, nothing
@@ -15,19 +16,23 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from millrace.config.job import ConfigError, JobConfig, load_job
 from millrace.pipelines import check, one_node
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import PROMISES, Kind, RunnerRefusedError, kind_of
 from millrace.schemas.envelope import Envelope
-from millrace.sinks.archive import Tables, WriteArchive, WriteDeadLetters
+from millrace.sinks.archive import Tables, WriteArchive, WriteRecords
 from millrace.sinks.storage import StorageError
 from millrace.transforms.decode import DecodeEnvelopes
 from millrace.transforms.order import OrderPerUser
 from millrace.transforms.read import ReadEnvelopes
+from millrace.transforms.steps import RunSteps
 from millrace.transforms.subscriber import Limits
 
 
-def build(envelopes: beam.PCollection[list[Envelope]], options: EventOptions, tables: Tables) -> None:
+def build(
+    envelopes: beam.PCollection[list[Envelope]], options: EventOptions, config: JobConfig, tables: Tables
+) -> None:
     """Wire the graph behind the read; every output is consumed."""
     decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
         batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
@@ -35,8 +40,17 @@ def build(envelopes: beam.PCollection[list[Envelope]], options: EventOptions, ta
     ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
-    (ordered.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
-    decoded.dead_letters | "WriteDeadLetters" >> WriteDeadLetters(tables, window_s=options.order_window_s)
+    enriched = ordered.batches | "EnrichEvents" >> RunSteps(
+        config.enrich, "enrich", window_s=options.order_window_s, alone=tables.alone
+    )
+    transformed = enriched.batches | "TransformEvents" >> RunSteps(
+        config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
+    )
+    (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
+    letters = (decoded.dead_letters, enriched.dead_letters, transformed.dead_letters)
+    letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
+    left_out = (enriched.dropped, transformed.dropped)
+    left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
 
 
 def read(options: EventOptions, kind: Kind) -> ReadEnvelopes:
@@ -64,10 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = pipeline_options.view_as(EventOptions)
         kind = kind_of(pipeline_options.view_as(StandardOptions).runner)
         check.options(options)
+        config = load_job(options.config)
         tables = Tables(
             archive=options.archive,
             duplicates=options.duplicates,
             dead_letters=options.dead_letters,
+            dropped=options.dropped,
+            added=config.added,
             alone=kind is Kind.ONE_NODE,
             horizon_s=options.dedup_horizon_s,
         )
@@ -75,14 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check.shared(tables)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
-        check.tables(tables)
+        check.tables(tables, config, options.shards)
 
         def graph(pipeline: beam.Pipeline) -> None:
-            build(pipeline | "ReadEnvelopes" >> read(options, kind), options, tables)
+            build(pipeline | "ReadEnvelopes" >> read(options, kind), options, config, tables)
 
         print(f"Runner: {kind.value}.\nPromise: {PROMISES[kind]}.", file=sys.stderr, flush=True)
         if pipeline is None:
             return one_node.run(given, options, graph)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     except (check.CannotStartError, RunnerRefusedError, StorageError) as error:
         print(f"millrace events: {error}", file=sys.stderr)
         return 2

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.P
 
 
 def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
-    tables = [options.archive, options.duplicates, options.dead_letters]
+    tables = [options.archive, options.duplicates, options.dead_letters, options.dropped]
     with (
         _signals(options.drain_until_empty) as told,
         progress(options.progress_s),

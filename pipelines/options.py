@@ -39,6 +39,20 @@ class EventOptions(PipelineOptions):
             help="The Delta table of what could not go on, payload untouched, with its reason. Default: %(default)s.",
         )
         add(
+            "--dropped",
+            default="data/dropped",
+            metavar="URI",
+            help="The Delta table of events that a rule of yours left out: which, when, by which rule. "
+            "Default: %(default)s.",
+        )
+        add(
+            "--config",
+            default="",
+            metavar="FILE",
+            help="What the stages do: contracts, identities, sessions, enrichments, privacy, your own transforms "
+            "(docs/config.md). `millrace check FILE` reads it as this job does. Default: none.",
+        )
+        add(
             "--order_wait_s",
             type=float,
             default=10.0,

@@ -18,6 +18,7 @@ _COLUMNS = (
     ("late", ("archive/late",)),
     ("duplicate", ("archive/duplicates",)),
     ("dead", ("dead_letters/rows",)),
+    ("dropped", ("dropped/rows",)),
     ("archived", ("archive/rows",)),
 )
 
@@ -26,7 +27,7 @@ def line(counts: dict[str, int], lag_s: float) -> str:
     """Return one line of a job's counts so far.
 
     >>> line({"decode/events_out": 1200, "archive/rows": 1000}, 3.21)
-    'in 1,200  ordered 0  late 0  duplicate 0  dead 0  archived 1,000  lag 3.2 s'
+    'in 1,200  ordered 0  late 0  duplicate 0  dead 0  dropped 0  archived 1,000  lag 3.2 s'
     """
     numbers = [f"{name} {sum(counts.get(key, 0) for key in keys):,}" for name, keys in _COLUMNS]
     return "  ".join([*numbers, f"lag {lag_s:.1f} s"])

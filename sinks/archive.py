@@ -6,7 +6,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -17,8 +18,11 @@ from millrace.sinks.commit import Committed, Committer, Index, Part
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.recent_ids import RecentIds, place_keys
 from millrace.sinks.storage import StorageError
-from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, SPECS, with_columns
+from millrace.transforms.batches import one_batch
 from millrace.transforms.counts import count
+from millrace.transforms.order import shard_of
+from millrace.transforms.steps import Step, users_here
 
 STAGE = "archive"
 
@@ -29,34 +33,78 @@ _Result = TypeVar("_Result")
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """Where a job's three tables are, and how it commits to them.
+    """Where a job's tables are, and how it commits to them.
 
     Attributes:
-        archive, duplicates, dead_letters: URIs: a folder, file:// or gs://.
+        archive, duplicates, dead_letters, dropped: URIs: a folder, file:// or gs://.
         alone: this process is the only one that writes them (one node): it remembers what is committed, so that
             redelivery after a crash adds nothing. Elsewhere the runner's own state has to see to that.
         horizon_s: how far back it remembers.
         run_id: names this run's transactions.
+        added: the columns that this job's stages add to the archive.
     """
 
     archive: str
     duplicates: str
     dead_letters: str
+    dropped: str
     alone: bool = True
     horizon_s: float = 600.0
     run_id: str = dataclasses.field(default_factory=lambda: f"millrace-{uuid.uuid4().hex}")
+    added: tuple[pa.Field, ...] = ()
+
+    @classmethod
+    def at(cls, root: Path | str, **more: Any) -> "Tables":
+        """Return the tables that are side by side in one place, under their names."""
+        archive, duplicates, dead_letters, dropped = (f"{root}/{spec.name.replace(' ', '_')}" for spec in SPECS)
+        return cls(archive, duplicates, dead_letters, dropped, **more)
 
 
-def open_tables(tables: Tables) -> tuple[Table, Table, Table]:
-    """Open the archive, the duplicates and the dead letters; create those that are missing.
+def recall(tables: Tables, steps: Iterable[Step], shards: int) -> None:
+    """Let steps remember again, in this process, what the archive's newest rows say of their users: one node.
+
+    Raises:
+        StorageError: the archive cannot be read; one sentence that says what to do.
+    """
+    archive = committer(tables).archive
+    newest_us = archive.newest_us()
+    for step in steps:
+        if not (step.remembers_s and step.recalls) or newest_us is None:
+            continue
+        columns = list(dict.fromkeys([*step.recalls, "user_key", "order_index", "released_at"]))
+        found = list(archive.read_recent(columns, newest_us - round(step.remembers_s * 1_000_000)))
+        if not found:
+            continue
+        rows = one_batch(
+            pa.Table.from_batches(found).sort_by([("user_key", "ascending"), ("order_index", "ascending")])
+        )
+        shard = shard_of(rows.column("user_key"), shards)
+        for number in range(shards):
+            of_shard = rows.filter(pa.array(shard == number))
+            if of_shard.num_rows:
+                step.recall(of_shard, users_here(step, number))
+
+
+class Opened(NamedTuple):
+    """A job's tables."""
+
+    archive: Table
+    duplicates: Table
+    dead_letters: Table
+    dropped: Table
+
+
+def open_tables(tables: Tables) -> Opened:
+    """Open a job's tables; create those that are missing, and add the columns that they lack.
 
     Raises:
         StorageError: one cannot be opened; one sentence that says what to do.
     """
-    return (
-        open_table(tables.archive, ARCHIVE),
+    return Opened(
+        open_table(tables.archive, with_columns(ARCHIVE, tables.added)),
         open_table(tables.duplicates, DUPLICATES),
         open_table(tables.dead_letters, DEAD_LETTERS),
+        open_table(tables.dropped, DROPPED),
     )
 
 
@@ -73,17 +121,17 @@ def committer(tables: Tables) -> Committer:
     with _COMMITTERS_LOCK:
         found = _COMMITTERS.get(tables)
         if found is None:
-            archive, duplicates, dead_letters = open_tables(tables)
+            opened = open_tables(tables)
             index = None
             if tables.alone:
                 index = Index(
-                    _remembered(archive, RecentIds(tables.horizon_s), tables.horizon_s),
-                    _remembered(duplicates, RecentIds(tables.horizon_s, place_keys), tables.horizon_s),
-                    _remembered(dead_letters, RecentIds(tables.horizon_s, place_keys), tables.horizon_s),
+                    _remembered(opened.archive, RecentIds(tables.horizon_s), tables.horizon_s),
+                    *(
+                        _remembered(table, RecentIds(tables.horizon_s, place_keys), tables.horizon_s)
+                        for table in opened[1:]
+                    ),
                 )
-            found = Committer(
-                archive=archive, duplicates=duplicates, dead_letters=dead_letters, index=index, run_id=tables.run_id
-            )
+            found = Committer(**opened._asdict(), index=index, run_id=tables.run_id)
             _COMMITTERS[tables] = found
         return found
 
@@ -122,7 +170,7 @@ def patiently(tables: Tables, write: Callable[[], _Result], sleep: Callable[[flo
 class WriteArchive(beam.PTransform):
     """Write ordered events to the archive, and what was left out to the duplicates.
 
-    In:      batches and duplicates of OrderPerUser, in its windows
+    In:      batches by shard and duplicates of OrderPerUser, in its windows
     Out:     Committed, one per window: what is safe now
     Window:  the input's.  State: one node: 16 bytes for each event of the horizon; else none.
     Repeats: a record that is committed already is not committed again, see docs/guarantees.md.
@@ -167,8 +215,8 @@ class _WriteFn(beam.DoFn):
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, Part]]:
-        yield 0, patiently(self._tables, lambda: committer(self._tables).write_ahead(batch))
+    def process(self, keyed: tuple[int, pa.RecordBatch]) -> Iterator[tuple[int, Part]]:
+        yield 0, patiently(self._tables, lambda: committer(self._tables).write_ahead(keyed[1]))
 
 
 class _CommitFn(beam.DoFn):
@@ -188,38 +236,46 @@ def _copies(copies: pa.RecordBatch) -> tuple[int, Part]:
 
 
 @dataclasses.dataclass(eq=False)
-class WriteDeadLetters(beam.PTransform):
-    """Write dead letters to their table.
+class WriteRecords(beam.PTransform):
+    """Write what did not get into the archive to its table: dead letters, or dropped events.
 
-    In:      batches of schemas.dead_letter.BATCH, in the global window
+    In:      several collections of batches of schemas.dead_letter.BATCH, or of schemas.dropped.BATCH, in any windows
     Out:     Committed, one per window that had any
     Window:  FixedWindows(window_s) on arrival.
     """
 
     tables: Tables
+    table: str
+    """`dead_letters` or `dropped`."""
     window_s: float = 5.0
 
-    def expand(self, letters: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Committed]:
+    def expand(self, records: Any) -> beam.PCollection[Committed]:  # several collections: Beam has no type for that
+        windowed = [
+            each | f"Window{number}" >> beam.WindowInto(FixedWindows(self.window_s))
+            for number, each in enumerate(records, 1)
+        ]
         return (
-            letters
-            | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
+            windowed
+            | "Gather" >> beam.Flatten()
             | "Key" >> beam.Map(_same_key).with_output_types(tuple[int, pa.RecordBatch])
             | "GroupByWindow" >> beam.GroupByKey()
-            | "Commit" >> beam.ParDo(_CommitLettersFn(self.tables)).with_output_types(Committed)
+            | "Commit" >> beam.ParDo(_CommitRecordsFn(self.tables, self.table)).with_output_types(Committed)
             | "End" >> _End()
         )
 
 
-class _CommitLettersFn(beam.DoFn):
-    def __init__(self, tables: Tables) -> None:
+class _CommitRecordsFn(beam.DoFn):
+    def __init__(self, tables: Tables, table: str) -> None:
         self._tables = tables
+        self._table = table
 
     def process(
         self, group: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Committed]:
-        letters = list(group[1])
-        done = patiently(self._tables, lambda: committer(self._tables).commit_letters(letters, window.start.micros))
-        count("dead_letters", "rows", done.rows)
+        records = list(group[1])
+        start_us = window.start.micros
+        done = patiently(self._tables, lambda: committer(self._tables).commit_records(self._table, records, start_us))
+        count(self._table, "rows", done.rows)
         yield done
 
 

@@ -66,7 +66,8 @@ class Index(NamedTuple):
 
     events: RecentIds
     duplicates: RecentIds
-    letters: RecentIds
+    dead_letters: RecentIds
+    dropped: RecentIds
 
 
 class _Entry(NamedTuple):
@@ -84,18 +85,25 @@ class Committer:
     """The one writer of commits in a process. Safe to share: one window is committed at a time.
 
     Args:
-        archive, duplicates, dead_letters: the tables.
+        archive, duplicates, dead_letters, dropped: the tables.
         index: None where another process may commit to the tables too; the runner's own exactly-once state and the
             transaction ids are then what prevents a second copy.
         run_id: names this run's transactions.
     """
 
     def __init__(
-        self, *, archive: Table, duplicates: Table, dead_letters: Table, index: Index | None, run_id: str
+        self,
+        *,
+        archive: Table,
+        duplicates: Table,
+        dead_letters: Table,
+        dropped: Table,
+        index: Index | None,
+        run_id: str,
     ) -> None:
-        self._archive = archive
+        self.archive = archive
         self._duplicates = duplicates
-        self._dead_letters = dead_letters
+        self._records = {"dead_letters": dead_letters, "dropped": dropped}
         self._index = index
         self._run_id = run_id
         # A sequence of its own: another committer of this run would start from 1 again, and be taken for a repeat.
@@ -115,7 +123,7 @@ class Committer:
             if (self._index.events.find(keys) != NEW).any():
                 return Part(rows=batch)  # the committer will sort it out, in memory
         late = pc.sum(batch.column("is_late")).as_py() or 0
-        files = self._archive.write(pa.table(batch), uuid.uuid4().hex)
+        files = self.archive.write(pa.table(batch), uuid.uuid4().hex)
         return Part(written=Written(files, keys, receipts, counts, late))
 
     def commit_events(self, parts: Sequence[Part], window_us: int) -> Committed:
@@ -147,7 +155,7 @@ class Committer:
             late = sum(each.late for each in written)
             if rows is not None and rows.num_rows:
                 ordered = pa.table(rows).sort_by(_ORDER)
-                files += self._archive.write(ordered, uuid.uuid4().hex)
+                files += self.archive.write(ordered, uuid.uuid4().hex)
                 late += pc.sum(rows.column("is_late")).as_py() or 0
             copies = self._true_copies(copies)
 
@@ -156,7 +164,7 @@ class Committer:
             result = Committed(total, late, count, arrived - total - count)
             if files:
                 entry = _Entry(self._index.events, keys) if self._index is not None else None
-                self._commit(self._archive, files, window_us, {"late": late, "duplicates": count}, entry)
+                self._commit(self.archive, files, window_us, {"late": late, "duplicates": count}, entry)
             if copies is not None and copies.num_rows:
                 ids = self._index.duplicates if self._index is not None else None
                 entry = _Entry(ids, [ids.keys_of(copies)]) if ids is not None else None
@@ -165,28 +173,29 @@ class Committer:
         _settle(receipts)
         return result
 
-    def commit_letters(self, batches: Sequence[pa.RecordBatch], window_us: int) -> Committed:
-        """Commit dead letters, then settle their receipts.
+    def commit_records(self, name: str, batches: Sequence[pa.RecordBatch], window_us: int) -> Committed:
+        """Commit dead letters or dropped events to their table, then settle their receipts.
 
         Raises:
             StorageError: the storage refused it; nothing was settled.
         """
+        table = self._records[name]
         with self._lock:
             self._resolve_doubts()
-            letters = concat(batches)
-            receipts = [count_by_receipt(letters)]
-            arrived = letters.num_rows
+            records = concat(batches)
+            receipts = [count_by_receipt(records)]
+            arrived = records.num_rows
             entry = None
             if self._index is not None:
-                keys = self._index.letters.keys_of(letters)
-                new = (self._index.letters.find(keys) == NEW) & _is_first(keys)
-                letters, entry = letters.filter(pa.array(new)), _Entry(self._index.letters, [keys[new]])
-            if letters.num_rows:
-                table = pa.table(letters).sort_by("refused_at")
-                files = self._dead_letters.write(table, uuid.uuid4().hex)
-                self._commit(self._dead_letters, files, window_us, {}, entry)
+                ids: RecentIds = getattr(self._index, name)
+                keys = ids.keys_of(records)
+                new = (ids.find(keys) == NEW) & _is_first(keys)
+                records, entry = records.filter(pa.array(new)), _Entry(ids, [keys[new]])
+            if records.num_rows:
+                files = table.write(pa.table(records).sort_by(table.spec.time_column), uuid.uuid4().hex)
+                self._commit(table, files, window_us, {}, entry)
         _settle(receipts)
-        return Committed(letters.num_rows, 0, 0, arrived - letters.num_rows)
+        return Committed(records.num_rows, 0, 0, arrived - records.num_rows)
 
     def _commit(
         self, table: Table, files: Sequence[DataFile], window_us: int, counts: dict[str, int], entry: _Entry | None
@@ -224,7 +233,7 @@ class Committer:
             if distinct and not (self._index.events.find(each.keys) != NEW).any():
                 clean.append(each)
             else:
-                reread += [_with_receipt(self._archive.read_file(file)) for file in each.files]
+                reread += [_with_receipt(self.archive.read_file(file)) for file in each.files]
         return clean, reread
 
     def _split(

@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from millrace.schemas import dead_letter, duplicate, event
+from millrace.schemas import dead_letter, dropped, duplicate, event
 from millrace.sinks.storage import Location, StorageError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,27 @@ DUPLICATES = TableSpec(
     plain_columns=("message_id",),
 )
 
-SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS)
+DROPPED = TableSpec(
+    name="dropped",
+    schema=dropped.SCHEMA,
+    partition_column="date",
+    sort_columns=("dropped_at",),
+    statistics_columns=("message_id", "source_id", "rule", "published_at", "dropped_at"),
+    time_column="dropped_at",
+    plain_columns=("message_id", "envelope_id"),
+)
+
+SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS, DROPPED)
+
+
+def with_columns(spec: TableSpec, added: Sequence[pa.Field]) -> TableSpec:
+    """Return a table that has more columns, before its partition column; all of them may be null."""
+    if not added:
+        return spec
+    at = spec.schema.get_field_index(spec.partition_column)
+    fields = list(spec.schema)
+    return dataclasses.replace(spec, schema=pa.schema([*fields[:at], *added, *fields[at:]]))
+
 
 COUNTERS = "millrace.counters"
 """The table property that names the totals it keeps, with commas between."""

@@ -13,7 +13,7 @@ import pytest
 from apache_beam.runners.portability.stager import Stager
 
 ROOT = Path(__file__).parent.parent
-TOP = ("collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+TOP = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
 SHOP = ("collector/shop", "collector/shop/sdk")
 SCHEMAS = sorted(path.name for path in (ROOT / "schemas").glob("*.avsc"))
 

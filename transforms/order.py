@@ -61,7 +61,7 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
         .append_column("is_late", pa.array(late_us > 0))
         .append_column("late_by_ms", pa.array(-(-late_us // 1_000)))
     )
-    groups = (released // window_us) * shards + _shard_of(batch.column("user_key"), shards)
+    groups = (released // window_us) * shards + shard_of(batch.column("user_key"), shards)
     by_group = np.argsort(groups, kind="stable")
     batch, groups = batch.take(pa.array(by_group)), groups[by_group]
     starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
@@ -97,7 +97,7 @@ def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBa
 class Ordered(NamedTuple):
     """The two doors of OrderPerUser."""
 
-    batches: beam.PCollection[pa.RecordBatch]
+    batches: beam.PCollection[tuple[int, pa.RecordBatch]]
     duplicates: beam.PCollection[pa.RecordBatch]
 
 
@@ -106,8 +106,8 @@ class OrderPerUser(beam.PTransform):
     """Let each user's events leave in the order in which they occurred.
 
     In:      batches, schemas.event.BATCH; element timestamps no later than any `arrived_at` inside
-    Out:     batches of one shard and window, in order, with released_at, is_late, late_by_ms, order_index, date;
-             duplicates, schemas.duplicate.BATCH
+    Out:     (shard, batch): a batch of one shard and window, in order, with released_at, is_late, late_by_ms,
+             order_index, date; duplicates, schemas.duplicate.BATCH
     Window:  FixedWindows(window_s) on the release time.  Order: per user, inside a batch and across windows, of all
              that arrive within wait_s of their occurred_at; later ones are flagged is_late, never dropped.
     State:   none; the runner holds an event for wait_s + window_s.  Repeats: same events, same rows.
@@ -133,7 +133,7 @@ class OrderPerUser(beam.PTransform):
             | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
             | "GroupByShard" >> beam.GroupByKey()
             | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
-                pa.RecordBatch, duplicates=pa.RecordBatch).with_outputs("duplicates", main="batches")
+                tuple[int, pa.RecordBatch], duplicates=pa.RecordBatch).with_outputs("duplicates", main="batches")
         )  # fmt: skip
         return Ordered(doors.batches, doors.duplicates)
 
@@ -152,17 +152,19 @@ class _ReleaseFn(beam.DoFn):
 
 class _OrderFn(beam.DoFn):
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
-        batch, copies = order(list(group[1]))
+        shard, pieces = group
+        batch, copies = order(list(pieces))
         late = pc.sum(batch.column("is_late")).as_py() or 0
         count(STAGE, "events_out", batch.num_rows)
         count(STAGE, "late", late)
         count(STAGE, "duplicates", copies.num_rows)
-        yield batch
+        yield shard, batch
         if copies.num_rows:
             yield beam.pvalue.TaggedOutput("duplicates", copies)
 
 
-def _shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
+def shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
+    """Return each user's shard: the same in every process and run."""
     number, keys = codes(user_keys)
     return np.array([zlib.crc32(key.encode()) % shards for key in keys.to_pylist()], np.int64)[number]
 

@@ -16,6 +16,7 @@ from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from millrace.schemas.envelope import Envelope
+from millrace.transforms import beam_fixes as _beam_fixes  # noqa: F401  wherever the source is read
 from millrace.transforms import pubsub
 from millrace.transforms.receipts import LEDGER
 from millrace.transforms.subscriber import Limits, Pulled, Subscriber, micros

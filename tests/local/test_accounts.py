@@ -56,13 +56,13 @@ def test_what_was_answered_is_in_one_of_the_tables(folder: Path) -> None:
         [EVENTS[0], EVENTS[1], EVENTS[1], letter],
         [(ARCHIVE, "m1"), (ARCHIVE, "m2"), (DUPLICATES, "m2"), (DEAD_LETTERS, letter.name)],
     )
-    assert found == Accounts(4, 2, 1, 1, [], [], 0, 0, 0)
+    assert found == Accounts(4, 2, 1, 1, 0, [], [], 0, 0, 0)
     assert closing(found) == "The accounting closes: collected 4 = archived 2 + duplicates 1 + dead letters 1."
 
 
 def test_what_was_kept_without_an_answer_is_a_copy_where_it_was_sent_again(folder: Path) -> None:
     found = close(folder, [EVENTS[0]], [(ARCHIVE, "m1"), (DUPLICATES, "m1"), (ARCHIVE, "m2")], EVENTS[1:])
-    assert found == Accounts(1, 1, 1, 0, [], [], 2, 1, 0)
+    assert found == Accounts(1, 1, 1, 0, 0, [], [], 2, 1, 0)
     assert closing(found) == (
         "The accounting closes: collected 1 = archived 1 + duplicates 1 + dead letters 0 - sent again on the way 1."
         " Never answered: 2, of which 1 were kept."
@@ -71,7 +71,7 @@ def test_what_was_kept_without_an_answer_is_a_copy_where_it_was_sent_again(folde
 
 def test_what_others_sent_is_counted_and_not_judged(folder: Path) -> None:
     found = close(folder, [EVENTS[0]], [(ARCHIVE, "m1"), (ARCHIVE, "curl"), (DEAD_LETTERS, LETTERS[0].name)])
-    assert found == Accounts(1, 1, 0, 0, [], [], 0, 0, 2)
+    assert found == Accounts(1, 1, 0, 0, 0, [], [], 0, 0, 2)
     assert closing(found).endswith(" Other senders: 2 events.")
 
 

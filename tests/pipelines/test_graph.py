@@ -16,6 +16,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.config.job import JobConfig
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import Kind
@@ -26,14 +27,16 @@ from millrace.sinks.delta import open_table
 from millrace.sinks.tables import SPECS
 from tests.support.batches import NOON_US
 
-LABELS = ["ReadEnvelopes", "DecodeEnvelopes", "OrderPerUser", "WriteArchive", "WriteDeadLetters"]
+LABELS = [
+    "ReadEnvelopes", "DecodeEnvelopes", "OrderPerUser", "EnrichEvents", "TransformEvents",
+    "WriteArchive", "WriteDeadLetters", "WriteDropped",
+]  # fmt: skip
 SUBSCRIPTION = "projects/my-project/subscriptions/orders"
 Rows = list[dict[str, Any]]
 
 
 def tables_in(folder: Path, *, alone: bool = True) -> Tables:
-    archive_, duplicates, dead_letters = (str(folder / name) for name in ("archive", "duplicates", "dead_letters"))
-    return Tables(archive_, duplicates, dead_letters, alone=alone)
+    return Tables.at(folder, alone=alone)
 
 
 def job(folder: Path, kind: Kind, *options: str) -> beam.Pipeline:
@@ -41,9 +44,8 @@ def job(folder: Path, kind: Kind, *options: str) -> beam.Pipeline:
     given = [f"--subscription={SUBSCRIPTION}", *options]
     pipeline = beam.Pipeline(options=PipelineOptions(given, streaming=True))
     ours = EventOptions(given)
-    events.build(
-        pipeline | "ReadEnvelopes" >> events.read(ours, kind), ours, tables_in(folder, alone=kind is Kind.ONE_NODE)
-    )
+    tables = tables_in(folder, alone=kind is Kind.ONE_NODE)
+    events.build(pipeline | "ReadEnvelopes" >> events.read(ours, kind), ours, JobConfig(), tables)
     return pipeline
 
 
@@ -74,7 +76,9 @@ def test_every_function_of_the_graph_travels_to_a_worker(tmp_path: Path, kind: K
             fn, *_ = pickler.loads(payload.do_fn.payload)
             assert isinstance(fn, beam.DoFn)
             travelled.append(type(fn).__name__)
-    assert {"_DecodeFn", "_ReleaseFn", "_OrderFn", "_WriteFn", "_CommitFn", "_CommitLettersFn"} <= set(travelled)
+    assert {"_DecodeFn", "_ReleaseFn", "_OrderFn", "_WriteFn", "_RunFn", "_CommitFn", "_CommitRecordsFn"} <= set(
+        travelled
+    )
 
 
 def test_dataflow_s_own_translation_takes_the_graph_and_reads_natively(tmp_path: Path):
@@ -130,11 +134,11 @@ def run(folder: Path, pulls: Sequence[Sequence[Envelope]]) -> dict[str, Rows]:
     try:
         with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
             read = pipeline | "ReadEnvelopes" >> beam.Create(list(map(list, pulls))).with_output_types(list[Envelope])
-            events.build(read, EventOptions(["--shards=3"]), tables)
+            events.build(read, EventOptions(["--shards=3"]), JobConfig(), tables)
     finally:
         archive._COMMITTERS.pop(tables, None)
     found = {}
-    for spec, uri in zip(SPECS, (tables.archive, tables.duplicates, tables.dead_letters), strict=True):
+    for spec, uri in zip(SPECS, (tables.archive, tables.duplicates, tables.dead_letters, tables.dropped), strict=True):
         by = [(name, "ascending") for name in (*spec.sort_columns, "envelope_id", "envelope_index")]
         found[spec.name] = open_table(uri, spec).delta.to_pyarrow_table().sort_by(by).to_pylist()
     return found
@@ -201,4 +205,4 @@ def test_events_past_the_wait_are_kept_and_flagged(tmp_path: Path):
 
 
 def test_nothing_read_is_nothing_written(tmp_path: Path):
-    assert run(tmp_path, [[]]) == {"archive": [], "duplicates": [], "dead letters": []}
+    assert run(tmp_path, [[]]) == {"archive": [], "duplicates": [], "dead letters": [], "dropped": []}

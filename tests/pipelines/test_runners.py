@@ -11,6 +11,7 @@ from apache_beam.transforms import userstate
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.window import FixedWindows, Sessions
 
+from millrace.config.job import JobConfig
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import Kind, RunnerRefusedError, kind_of, why_not_prism
@@ -91,7 +92,6 @@ def test_what_prism_can_run_is_accepted_the_real_graph_too(tmp_path: Path):
     assert why_not_prism(pipeline) == []
     pipeline = beam.Pipeline()
     options = EventOptions(["--subscription=projects/my-project/subscriptions/orders"])
-    archive, duplicates, dead_letters = (str(tmp_path / name) for name in ("archive", "duplicates", "dead_letters"))
-    tables = Tables(archive, duplicates, dead_letters)
-    events.build(pipeline | "ReadEnvelopes" >> events.read(options, Kind.ONE_NODE), options, tables)
+    tables = Tables.at(tmp_path)
+    events.build(pipeline | "ReadEnvelopes" >> events.read(options, Kind.ONE_NODE), options, JobConfig(), tables)
     assert why_not_prism(pipeline) == []

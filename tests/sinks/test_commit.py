@@ -55,14 +55,14 @@ def test_an_envelope_is_acknowledged_when_its_last_event_is_committed(desk: Desk
 def test_late_events_are_counted(desk: Desk, sizes: str):
     done = desk.window(event("in time", 1), event("late", 1, arrived_s=3), event("later", 2, arrived_s=4, user="bob"))
     assert done == Committed(rows=3, late=2, duplicates=0, redelivered=0)
-    totals = desk.committer._archive.committed_totals()
+    totals = desk.committer.archive.committed_totals()
     assert totals == {"rows": 3, "late": 2, "duplicates": 0}
 
 
 def test_an_empty_window_is_no_commit(desk: Desk):
-    version = desk.committer._archive.delta.version()
+    version = desk.committer.archive.delta.version()
     assert desk.commit([]) == Committed(0, 0, 0, 0)
-    assert desk.committer._archive.delta.version() == version
+    assert desk.committer.archive.delta.version() == version
 
 
 def test_redelivered_events_are_dropped_and_acknowledged(desk: Desk, sizes: str):
@@ -153,7 +153,7 @@ def test_what_the_storage_refused_is_not_acknowledged_and_the_same_again_adds_it
     assert desk.acked() == ["2/again", "2/copy", "2/e-a", "2/e-b"]
     assert desk.places("archive") == [place("a"), place("b"), place("old")]
     assert desk.places("duplicates") == [place("a", "copy"), place("old", "again")]
-    assert desk.committer._archive.committed_totals()["rows"] == 3
+    assert desk.committer.archive.committed_totals()["rows"] == 3
 
 
 def test_nothing_that_failed_is_taken_for_committed(desk: Desk, sizes: str):
@@ -229,8 +229,8 @@ def test_on_one_node_a_storage_that_refuses_is_waited_out_and_elsewhere_it_is_th
             raise answer
         return answer
 
-    assert patiently(Tables("a", "b", "c", alone=True), write, slept.append) == "done"
+    assert patiently(Tables("a", "b", "c", "d", alone=True), write, slept.append) == "done"
     assert slept == [1, 2]
     answers.append(StorageError("the disk is full"))
     with pytest.raises(StorageError, match="the disk is full"):
-        patiently(Tables("a", "b", "c", alone=False), write, slept.append)
+        patiently(Tables("a", "b", "c", "d", alone=False), write, slept.append)

@@ -116,7 +116,7 @@ def check_accounts(desk: Desk, queue: Queue) -> None:
     archived, duplicates = desk.places("archive"), desk.places("duplicates")
     assert Counter(id_ for id_, _, _ in archived) == dict.fromkeys({id_ for id_, _, _ in queue.places()}, 1)
     assert sorted(archived + duplicates) == queue.places()
-    assert desk.committer._archive.committed_totals().get("rows", 0) == len(archived)
+    assert desk.committer.archive.committed_totals().get("rows", 0) == len(archived)
 
 
 @pytest.mark.slow

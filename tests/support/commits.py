@@ -61,9 +61,8 @@ class Desk:
     """A committer on tables in a folder, and a ledger of its own that says what may be acknowledged."""
 
     def __init__(self, folder: Path, *, alone: bool = True, horizon_s: float = 600.0) -> None:
-        names = {name: str(folder / name) for name in ("archive", "duplicates", "dead_letters")}
         self.folder = folder
-        self.tables = Tables(**names, alone=alone, horizon_s=horizon_s)
+        self.tables = Tables.at(folder, alone=alone, horizon_s=horizon_s)
         self.ledger = Ledger()
         self._deliveries = 0
 
@@ -104,7 +103,7 @@ class Desk:
         given = self.deliver(rows)
         halves = [letters(half) for half in (given[: len(given) // 2], given[len(given) // 2 :]) if half]
         with mock.patch.object(commit, "LEDGER", self.ledger):
-            return self.committer.commit_letters(halves, window_us)
+            return self.committer.commit_records("dead_letters", halves, window_us)
 
     def acked(self) -> list[str]:
         """Return what became ready to acknowledge since the last call: `delivery/envelope`."""
@@ -125,7 +124,9 @@ class Desk:
     @contextlib.contextmanager
     def failing(self, name: str, *, after: bool = False) -> Iterator[None]:
         """Let every commit to a table raise StorageError: before it went in, or after."""
-        table = getattr(self.committer, f"_{name}")
+        committer = self.committer
+        tables = {"archive": committer.archive, "duplicates": committer._duplicates, **committer._records}
+        table = tables[name]
         real = table.commit
 
         def fail(*arguments: Any, **named: Any) -> bool:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from millrace.sinks.delta import open_table
-from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DUPLICATES
+from millrace.sinks.tables import SPECS as TABLES
 from tests.support.pubsub import wait_until
 
-SPECS = {"archive": ARCHIVE, "duplicates": DUPLICATES, "dead_letters": DEAD_LETTERS}
+SPECS = {spec.name.replace(" ", "_"): spec for spec in TABLES}
 
 
 class Job:

@@ -1,0 +1,1 @@
+"""Configuration: `millrace.yaml`, read with the line of every mistake."""
