@@ -15,7 +15,7 @@ from millrace.local.journal import Journal, Kind, Record, records_of
 from millrace.local.shop import Sent
 from millrace.schemas.dead_letter import Reason
 
-ARCHIVE, DUPLICATES, DEAD_LETTERS = "archive", "duplicates", "dead_letters"
+ARCHIVE, DUPLICATES, DEAD_LETTERS, DROPPED = "archive", "duplicates", "dead_letters", "dropped"
 EVENTS = [Record(Kind.EVENT, name) for name in ("m1", "m2", "m3")]
 PAYLOADS = {hashlib.sha256(payload).hexdigest(): payload for payload in (b"", b"\xff\x00", b"{}")}
 LETTERS = [Record(Kind.LETTER, name) for name in PAYLOADS]
@@ -40,7 +40,7 @@ def close(
         journal.answered(answered)
         journal.given_up(given_up)
     connection = duckdb.connect()
-    for table in (ARCHIVE, DUPLICATES):
+    for table in (ARCHIVE, DUPLICATES, DROPPED):
         connection.execute(f"CREATE TABLE {table} (message_id VARCHAR, envelope_id VARCHAR, envelope_index INT)")
     connection.execute("CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT)")
     for (table, name), place in zip(recorded, places or range(len(recorded)), strict=True):
@@ -58,6 +58,14 @@ def test_what_was_answered_is_in_one_of_the_tables(folder: Path) -> None:
     )
     assert found == Accounts(4, 2, 1, 1, 0, [], [], 0, 0, 0)
     assert closing(found) == "The accounting closes: collected 4 = archived 2 + duplicates 1 + dead letters 1."
+
+
+def test_what_a_rule_left_out_counts_and_is_not_missed_in_the_archive(folder: Path) -> None:
+    found = close(folder, EVENTS[:2], [(ARCHIVE, "m1"), (DROPPED, "m2")])
+    assert found == Accounts(2, 1, 0, 0, 1, [], [], 0, 0, 0)
+    assert (
+        closing(found) == "The accounting closes: collected 2 = archived 1 + duplicates 0 + dead letters 0 + dropped 1."
+    )
 
 
 def test_what_was_kept_without_an_answer_is_a_copy_where_it_was_sent_again(folder: Path) -> None:

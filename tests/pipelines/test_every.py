@@ -47,7 +47,8 @@ def test_a_progress_line_names_every_door():
         "archive/late": 7,
         "archive/duplicates": 12,
         "dead_letters/rows": 3,
+        "dropped/rows": 2,
         "archive/rows": 1_000,
     }
-    expected = "in 1,203  ordered 1,100  late 7  duplicate 12  dead 3  archived 1,000  lag 3.2 s"
+    expected = "in 1,203  ordered 1,100  late 7  duplicate 12  dead 3  dropped 2  archived 1,000  lag 3.2 s"
     assert line(counts, 3.21) == expected

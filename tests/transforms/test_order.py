@@ -144,8 +144,8 @@ def test_in_a_pipeline_every_event_leaves_by_one_door():
     ]
     batches = [TimestampedValue(batch(rows[start : start + 7]), Timestamp(micros=NOON_US)) for start in range(0, 60, 7)]
 
-    def check_batches(found: list[pa.RecordBatch]) -> None:
-        ids = [id_ for each in found for id_ in each.column("message_id").to_pylist()]
+    def check_batches(found: list[tuple[int, pa.RecordBatch]]) -> None:
+        ids = [id_ for _, each in found for id_ in each.column("message_id").to_pylist()]
         assert sorted(ids) == sorted({row["message_id"] for row in rows})
 
     def check_duplicates(found: list[pa.RecordBatch]) -> None:
