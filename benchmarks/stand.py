@@ -36,6 +36,8 @@ class Measured(NamedTuple):
     """Resident memory of broker, Prism and job together, every half second."""
     latency_s: pa.Array
     """Of every row: from its publication until its commit was in the log."""
+    read_per_s: float
+    """Events that the job read and decoded a second while traffic came, from the job's own count."""
 
     @property
     def peak_mb(self) -> float:
@@ -87,6 +89,7 @@ class Stand:
         began_s = time.time()
         try:
             published = self._publish(rate, seconds, per_message)
+            read_per_s = self._read_so_far() / published["seconds"]
             if pace:
                 time.sleep(self.wait_s + self.window_s + 2)
             job = self._processes[-1]
@@ -98,7 +101,7 @@ class Stand:
             sampler.join()
         rows, last_s, latency = self._written()
         publish_rate = published["events"] / published["seconds"]
-        return Measured(published["events"], rows, last_s - began_s, publish_rate, memory, latency)
+        return Measured(published["events"], rows, last_s - began_s, publish_rate, memory, latency, read_per_s)
 
     def _publish(self, rate: float, seconds: float, per_message: int) -> dict[str, Any]:
         messages = 20 if per_message > 1 else 500
@@ -109,6 +112,10 @@ class Stand:
         )  # fmt: skip
         published: dict[str, Any] = json.loads(traffic.stdout.strip().splitlines()[-1])
         return published
+
+    def _read_so_far(self) -> int:
+        lines = (self._folder / "job.log").read_text().splitlines()
+        return int(next(line for line in reversed(lines) if line.startswith("in ")).split()[1].replace(",", ""))
 
     def _start(self) -> None:
         with socket.socket() as probe:

@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _millrace(measured: Measured, per_message: int, server: str) -> Row:
-    remark = f"{server}; Pub/Sub in, per-user order, deduplication, Delta; publisher {measured.published_per_s:,.0f}/s"
+    rates = f"published {measured.published_per_s:,.0f}/s, read {measured.read_per_s:,.0f}/s meanwhile"
+    remark = f"{server}; Pub/Sub in, per-user order, deduplication, Delta; {rates}"
     name = f"Millrace, {per_message} a message"
     return Row(name, measured.events, measured.seconds, measured.rows, measured.peak_mb, remark)
 

@@ -35,7 +35,9 @@ def build(
 ) -> None:
     """Wire the graph behind the read; every output is consumed."""
     decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
-        batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
+        batch_rows=options.decode_batch_rows,
+        max_body_bytes=options.decode_body_mb * 1024 * 1024,
+        processes=options.decode_processes if tables.alone else 0,
     )
     ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards

@@ -8,15 +8,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.transforms.shelf import SHELF, is_ticket
+
 _WRITE = pa.ipc.IpcWriteOptions(compression="lz4")
 """Batches wait in the runner's memory for the order wait; lz4 makes that a quarter for little time."""
 
 
 class RecordBatchCoder(beam.coders.Coder):
-    """Arrow's stream format with its schema, so that a stage may add columns of its own."""
+    """Arrow's stream format with its schema, so that a stage may add columns of its own; a ticket on one node."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        """Return the batch as one Arrow IPC stream."""
+        """Return the batch as one Arrow IPC stream, or put it on the shelf and return its ticket."""
+        if SHELF.is_open:
+            return SHELF.put(value)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema, options=_WRITE) as writer:
             writer.write_batch(value)
@@ -24,9 +28,16 @@ class RecordBatchCoder(beam.coders.Coder):
         return data
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
-        """Return the one batch of the stream."""
+        """Return the one batch of the stream, or the ticket's."""
+        if is_ticket(encoded):
+            return SHELF.take(encoded)
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
+
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        """Return the batch's size in memory, bytes; Beam would encode it to measure it."""
+        size: int = value.nbytes
+        return size
 
     def is_deterministic(self) -> bool:
         """Never a key."""

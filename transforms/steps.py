@@ -240,7 +240,7 @@ class _RememberFn(_RunFn):
         due.set(at, dynamic_timer_tag=str(at.micros))
         return iter(())
 
-    @on_timer(DUE)
+    @on_timer(DUE)  # type: ignore[untyped-decorator]  # Beam's
     def when_due(
         self,
         shard: Any = beam.DoFn.KeyParam,

@@ -134,7 +134,7 @@ def run(folder: Path, pulls: Sequence[Sequence[Envelope]]) -> dict[str, Rows]:
     try:
         with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
             read = pipeline | "ReadEnvelopes" >> beam.Create(list(map(list, pulls))).with_output_types(list[Envelope])
-            events.build(read, EventOptions(["--shards=3"]), JobConfig(), tables)
+            events.build(read, EventOptions(["--shards=3", "--decode_processes=0"]), JobConfig(), tables)
     finally:
         archive._COMMITTERS.pop(tables, None)
     found = {}

@@ -144,6 +144,7 @@ def test_an_archive_that_cannot_be_written_is_refused(
         ("--read_open_messages=0", "--read_open_messages must be at least 1, got 0."),
         ("--read_open_mb=0", "--read_open_mb must be at least 1, got 0."),
         ("--decode_batch_rows=0", "--decode_batch_rows must be at least 1, got 0."),
+        ("--decode_processes=65", "--decode_processes must be from 0 to 64, got 65."),
         ("--decode_body_mb=0", "--decode_body_mb must be at least 1, got 0."),
         ("--compact_every_s=-1", "--compact_every_s must not be negative, got -1."),
         ("--progress_s=-1", "--progress_s must not be negative, got -1."),
