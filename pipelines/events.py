@@ -28,6 +28,7 @@ from millrace.transforms.order import OrderPerUser
 from millrace.transforms.read import ReadEnvelopes
 from millrace.transforms.steps import RunSteps
 from millrace.transforms.subscriber import Limits
+from millrace.transforms.validate import ValidateEvents
 
 
 def build(
@@ -37,7 +38,11 @@ def build(
     decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
         batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
     )
-    ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
+    batches, letters = decoded.batches, [decoded.dead_letters]
+    if config.contracts is not None:
+        validated = batches | "ValidateEvents" >> ValidateEvents(config.contracts)
+        batches, letters = validated.batches, [*letters, validated.dead_letters]
+    ordered = batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
@@ -47,7 +52,7 @@ def build(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
     )
     (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
-    letters = (decoded.dead_letters, enriched.dead_letters, transformed.dead_letters)
+    letters += [enriched.dead_letters, transformed.dead_letters]
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
     left_out = (enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
