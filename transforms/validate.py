@@ -84,12 +84,11 @@ def _groups(batch: pa.RecordBatch, contracts: Contracts) -> Iterator[tuple[Rows,
     kinds, kind_of = codes(batch.column("type"))
     names, name_of = codes(pc.fill_null(batch.column("event"), ""))
     sources, source_of = codes(batch.column("source_id"))
-    subject, which = np.unique((kinds * len(name_of) + names) * len(source_of) + sources, return_inverse=True)
-    by_group = np.argsort(which, kind="stable")
-    starts = np.searchsorted(which[by_group], np.arange(len(subject) + 1))
+    subject_of, subjects = codes(pa.array((kinds * len(name_of) + names) * len(source_of) + sources))
     kind_texts, name_texts, source_texts = (each.to_pylist() for each in (kind_of, name_of, source_of))
-    together: dict[tuple[Policy, int], tuple[Versions | None, list[Rows]]] = {}
-    for number, code in enumerate(subject.tolist()):
+    groups: dict[tuple[Policy, int], tuple[int, Policy, Versions | None]] = {}
+    group_of_subject = [-1] * len(subjects)
+    for number, code in enumerate(subjects.to_pylist()):
         rest, source = divmod(code, len(source_texts))
         kind, name = divmod(rest, len(name_texts))
         kind, name, source = kind_texts[kind], name_texts[name], source_texts[source]
@@ -103,10 +102,14 @@ def _groups(batch: pa.RecordBatch, contracts: Contracts) -> Iterator[tuple[Rows,
         else:
             continue
         if policy is not Policy.OFF:
-            rows = by_group[starts[number] : starts[number + 1]]
-            together.setdefault((policy, id(versions)), (versions, []))[1].append(rows)
-    for (policy, _), (versions, parts) in together.items():
-        yield np.concatenate(parts), policy, versions
+            group = groups.setdefault((policy, id(versions)), (len(groups), policy, versions))
+            group_of_subject[number] = group[0]
+    # Numbers of 16 bits are sorted in linear time.
+    group_of = np.array(group_of_subject, np.int16 if len(groups) < 1 << 15 else np.int64)[subject_of]
+    by_group = np.argsort(group_of, kind="stable")
+    starts = np.searchsorted(group_of[by_group], np.arange(len(groups) + 1))
+    for number, policy, versions in groups.values():
+        yield by_group[starts[number] : starts[number + 1]], policy, versions
 
 
 class _Work:
@@ -120,13 +123,13 @@ class _Work:
         self._replaced: dict[str, dict[int, bytes | None]] = {}
         self._refused: list[Refused] = []
         self._kinds: Counter[Kind] = Counter()
+        self._any_version = _mentions(batch.column("context_rest"), b'"event_version"')
 
     def versions_named(self, rows: Rows) -> dict[int, str]:
         """Return the versions that some of the rows name."""
-        column = self._batch.column("context_rest")
-        if not _mentions(column, b'"event_version"'):
+        if not self._any_version:
             return {}
-        texts = column.take(pa.array(rows))
+        texts = self._batch.column("context_rest").take(pa.array(rows))
         hits = np.flatnonzero(
             pc.fill_null(pc.match_substring(texts, '"event_version"'), False).to_numpy(zero_copy_only=False)
         )
