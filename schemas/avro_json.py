@@ -166,7 +166,7 @@ class _Reader:
             return Array(self.node(schema.get("items"), where))
         if declared == "map":
             return Map(self.node(schema.get("values"), where))
-        logical = _LOGICAL.get((declared, schema.get("logicalType"))) if isinstance(declared, str) else None
+        logical = _LOGICAL.get((str(declared), str(schema.get("logicalType"))))
         if declared == "fixed":
             size = schema.get("size")
             if not isinstance(size, int):
@@ -190,7 +190,7 @@ class _Reader:
         name, fields = schema.get("name"), schema.get("fields")
         if not (isinstance(name, str) and isinstance(fields, list)):
             raise SchemaError(f"{where}: a record needs `name` and `fields`, a list", where)
-        self._keep(schema, None)
+        self._note(schema, None)
         read: dict[str, Field] = {}
         for each in fields:
             if not (isinstance(each, Mapping) and isinstance(each.get("name"), str) and "type" in each):
@@ -203,16 +203,19 @@ class _Reader:
             node = self.node(each["type"], each["name"])
             read[key] = Field(key, node, required="default" not in each and "null" not in node.kinds)
         record = Record(tuple(read.values()), open=schema.get("open") is True, expected=f"record {name}")
-        self._keep(schema, record)
+        self._note(schema, record)
         return record
 
-    def _keep(self, schema: Mapping[str, Any], node: Any) -> Any:
+    def _keep(self, schema: Mapping[str, Any], leaf: Leaf) -> Leaf:
+        self._note(schema, leaf)
+        return leaf
+
+    def _note(self, schema: Mapping[str, Any], node: Node | None) -> None:
         name, space = schema.get("name"), schema.get("namespace")
         if isinstance(name, str):
             self._named[name] = self._named[name.rpartition(".")[2]] = node
             if isinstance(space, str):
                 self._named[f"{space}.{name}"] = node
-        return node
 
 
 def fast_decoder(record: Record) -> "msgspec.json.Decoder[Any] | None":

@@ -20,7 +20,7 @@ def record(name: str = "R", **fields: Any) -> dict[str, Any]:
 
 
 def _may_be_null(kind: Any) -> bool:
-    return isinstance(kind, list) and kind[0] == "null"
+    return isinstance(kind, list) and kind[:1] == ["null"]
 
 
 def contract(folder: str, schema: Mapping[str, Any], version: str = "1") -> Contract:

@@ -38,7 +38,8 @@ PLAN = (
     contract("order_completed", ORDER, "2"),
     contract("_identify", record("Identify", email="string", age=["null", "int"])),
 )
-GOOD = {"order_id": "o-1", "total": 9.5, "products": [{"product_id": "p", "price": 1}]}
+LINE_1 = {"product_id": "p", "price": 1}
+GOOD: dict[str, Any] = {"order_id": "o-1", "total": 9.5, "products": [LINE_1]}
 
 
 def order(message_id: str = "m", *, name: str | None = "Order Completed", at_s: float = 0.0, **more: Any) -> Any:
@@ -74,13 +75,13 @@ WRONG = (changed(total="9.5"), violation("wrong_type", "properties.total", "stri
 NULL = (changed(order_id=None), violation("wrong_type", "properties.order_id", "null", "string", "nulled"),
         changed(order_id=None))  # fmt: skip
 EXTRA = (changed(margin=0.4), violation("extra_field", "properties.margin", "number", "no such field", "removed"), GOOD)
-INSIDE = (changed(products=[*GOOD["products"], {"product_id": "q", "price": True}]),
+INSIDE = (changed(products=[LINE_1, {"product_id": "q", "price": True}]),
           violation("wrong_type", "properties.products[1].price", "boolean", "double", "nulled"),
-          changed(products=[*GOOD["products"], {"product_id": "q", "price": None}]))  # fmt: skip
+          changed(products=[LINE_1, {"product_id": "q", "price": None}]))  # fmt: skip
 ITEM = (changed(products=["p"]), violation("wrong_type", "properties.products[0]", "string", "record Line", "nulled"),
         changed(products=[None]))  # fmt: skip
 WHOLE = ([1], violation("wrong_type", "properties", "array", "record Order", "nulled"), None)
-CASES = {"missing": MISSING, "wrong": WRONG, "null": NULL, "extra": EXTRA, "inside": INSIDE, "item": ITEM,
+CASES: dict[str, tuple[Any, dict[str, str], Any]] = {"missing": MISSING, "wrong": WRONG, "null": NULL, "extra": EXTRA, "inside": INSIDE, "item": ITEM,
          "whole": WHOLE}  # fmt: skip
 
 
@@ -168,7 +169,8 @@ def test_the_version_that_an_event_names_counts_else_the_newest():
         found = row(version)
         unknown = violation("unplanned_event", "context.protocols.event_version", "unknown version", "one of 1, 2")
         assert (found["contract"], found["violations"]) == (None, [unknown])
-    for version in (None, {}, [1], True):  # no version at all
+    nothing: list[Any] = [None, {}, [1], True]
+    for version in nothing:
         assert row(version)["contract"] == "order_completed/2"
     elsewhere = json.dumps({"event_version": 1, "protocols": [{"event_version": 1}]})
     assert one(order(context_rest=elsewhere))["contract"] == "order_completed/2"
@@ -309,7 +311,9 @@ def test_any_order_repetition_and_split_gives_each_event_the_same_and_the_counts
             kept, refused, _ = validate(part, contracts)
             assert kept.num_rows + len(refused) == part.num_rows
             ids = part.column("message_id").to_pylist()
-            found |= {ids[each.row]: each.message for each in refused} | {row["message_id"]: row for row in kept.to_pylist()}
+            found |= {ids[each.row]: each.message for each in refused} | {
+                row["message_id"]: row for row in kept.to_pylist()
+            }
         return found
 
     whole = outcome([batch(rows)])
