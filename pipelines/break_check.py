@@ -107,12 +107,30 @@ def examine(plan: tuple[Contract, ...], batches: Iterable[pa.RecordBatch]) -> Re
 def incompatibilities(newest: Contract, previous: Contract) -> tuple[str, ...]:
     """Return why a reader with the newest schema cannot read what was written with the previous one (BACKWARD)."""
     reader, writer = (avro.schema.parse(each.schema, validate_names=False) for each in (newest, previous))
+    why = _why_not(reader, writer)
+    if not why:
+        return ()
+    # The library does not always say in which field.
+    written = {field.name: field.type for field in writer.fields}
+    of_fields = [
+        f"{field.name}: {said}"
+        for field in reader.fields
+        if field.name in written and (said := _why_not(field.type, written[field.name]))
+    ]
+    of_fields += [
+        f"{field.name}: is new and has no default"
+        for field in reader.fields
+        if field.name not in written and not field.has_default
+    ]
+    return tuple(of_fields) or (why,)
+
+
+def _why_not(reader: avro.schema.Schema, writer: avro.schema.Schema) -> str:
     found = ReaderWriterCompatibilityChecker().get_compatibility(reader, writer)  # type: ignore[no-untyped-call]
     if found.compatibility is SchemaCompatibilityType.compatible:
-        return ()
-    places = " ".join(sorted(found.locations))
+        return ""
     kinds = ", ".join(sorted({each.name.replace("_", " ") for each in found.incompatibilities}))
-    return (f"{kinds} ({'; '.join(sorted(found.messages))}) at {places}",)
+    return f"{kinds} ({'; '.join(sorted(found.messages))})"
 
 
 def _said(violation: Mapping[str, str]) -> Said:

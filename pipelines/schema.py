@@ -23,8 +23,8 @@ _UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
 _INFER = """\
 Propose contracts from what the archive holds: for each event an Avro schema of its properties (of identify and group:
 traits), written to OUT/<event_name>/<version>.avsc. Types are those seen; a field is required where it is in enough of
-the events; enums are not guessed. An event that has a contract already gets its next version, if the proposal says
-anything else. The same rows give the same files. Read them before you deploy them: they say what is, not what should be.
+the events; enums are not guessed. An event that has a contract gets its next version, if the proposal says anything
+else. The same rows give the same files. Read them before you deploy them: they say what is, not what should be.
 """
 _CHECK = """\
 Hold the archive's events against the newest version of each contract, and say what it would have broken: events that
