@@ -1,4 +1,4 @@
-"""The tracking plan on disk: a folder of contracts, `<event_name>/<version>.avsc`, read with every mistake in its line."""
+"""The tracking plan on disk: a folder of contracts, `<event_name>/<version>.avsc`; every mistake with its line."""
 
 import json
 import re
@@ -45,8 +45,7 @@ def read_plan(folder: Path) -> tuple[Contract, ...]:
     except OSError as error:
         said = f"{folder}: cannot be read: {error.strerror}; give the folder that has a folder for each event"
         raise PlanError([said]) from error
-    for file in loose:
-        mistakes.append(f"{file}: lies beside the events' folders; move it to {folder}/{file.stem}/1.avsc")
+    mistakes += [f"{file}: lies beside the events' folders; move it to {folder}/{file.stem}/1.avsc" for file in loose]
     contracts: list[Contract] = []
     for file in files:
         try:
@@ -94,7 +93,7 @@ def read_contract(file: Path) -> Contract:
     except (SchemaParseException, UnknownType, ValueError, KeyError, TypeError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         words = [*re.findall(r"[\w.]+", said), "type"]
-        line = next((found for found in map(lambda word: _found_at(text, word), words) if found), 1)
+        line = next(filter(None, (_found_at(text, word) for word in words)), 1)
         raise PlanError([f"{file}:{line}: not an Avro schema: {said}; see the Avro specification"]) from error
     kind = folder.removeprefix("_") if folder.startswith("_") else "track"
     event = schema.get("event", event_of_folder(folder) if kind == "track" else None)
@@ -107,7 +106,7 @@ def read_contract(file: Path) -> Contract:
 
 
 def _collisions(folder: Path, contracts: list[Contract]) -> Iterator[str]:
-    """Say which files are for the same event from different folders, or the same version, or disagree on their event."""
+    """Say which files are for one event from different folders, or are one version, or disagree on their event."""
     folders: dict[Any, Contract] = {}
     events: dict[str, Contract] = {}
     versions: dict[Any, Contract] = {}
@@ -118,8 +117,8 @@ def _collisions(folder: Path, contracts: list[Contract]) -> Iterator[str]:
         same = versions.setdefault((each.folder, version_key(each.version)), each)
         if first.event != each.event:
             yield (
-                f"{file}: is for {each.event!r}, but {first.version}.avsc beside it for {first.event!r}; write the same "
-                "`event` into both, or move it to a folder of its own"
+                f"{file}: is for {each.event!r}, but {first.version}.avsc beside it for {first.event!r}; write the "
+                "same `event` into both, or move it to a folder of its own"
             )
         elif other.folder != each.folder:
             yield (

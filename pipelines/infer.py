@@ -1,4 +1,4 @@
-"""Infer: what the archive's events look like, as proposed contracts; the same rows in any order give the same schemas."""
+"""Infer: what the archive's events look like, as proposed contracts; the same rows give the same, in any order."""
 
 import datetime as dt
 import json
@@ -205,7 +205,7 @@ def _without_docs(schema: Any) -> Any:
     return [_without_docs(each) for each in schema] if isinstance(schema, list) else schema
 
 
-def lines(schema: Any, indent: str = "") -> Iterator[str]:
+def lines(schema: Any) -> Iterator[str]:
     """Yield a schema as lines, a field each: what a person likes to read and a diff likes to compare."""
     head = [
         f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"

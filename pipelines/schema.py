@@ -49,18 +49,39 @@ def main(arguments: Sequence[str]) -> int:
     )
     _common(one)
     one.add_argument("--out", type=Path, default=Path(FOLDER), help="the plan's folder (default: %(default)s)")
-    one.add_argument("--required_share", type=float, default=1.0, metavar="SHARE",
-                     help="a field that is in at least this share of the events, and not null, is required; less makes "
-                     "violations of what is rarely missing (default: %(default)s)")  # fmt: skip
-    one.add_argument("--min_events", type=int, default=10, metavar="N",
-                     help="leave out events that came less often: typing errors, tests (default: %(default)s)")  # fmt: skip
-    two = commands.add_parser("check", help="what would a plan have broken", description=_CHECK,
-                              epilog=f"{_CODES}\n\n{_EXAMPLE}", formatter_class=raw)  # fmt: skip
+    one.add_argument(
+        "--required_share",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="a field that is in at least this share of the events, and not null, is required; less makes "
+        "violations of what is rarely missing (default: %(default)s)",
+    )
+    one.add_argument(
+        "--min_events",
+        type=int,
+        default=10,
+        metavar="N",
+        help="leave out events that came less often: typing errors, tests (default: %(default)s)",
+    )
+    two = commands.add_parser(
+        "check",
+        help="what would a plan have broken",
+        description=_CHECK,
+        epilog=f"{_CODES}\n\n{_EXAMPLE}",
+        formatter_class=raw,
+    )
     _common(two)
-    two.add_argument("schemas", type=Path, nargs="?", default=Path(FOLDER),
-                     help="the plan's folder (default: %(default)s)")  # fmt: skip
-    two.add_argument("--allow_share", type=float, default=0.0, metavar="SHARE",
-                     help="of an event, how large a share may break before the exit code is 1 (default: %(default)s)")  # fmt: skip
+    two.add_argument(
+        "schemas", type=Path, nargs="?", default=Path(FOLDER), help="the plan's folder (default: %(default)s)"
+    )
+    two.add_argument(
+        "--allow_share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of an event, how large a share may break before the exit code is 1 (default: %(default)s)",
+    )
     given = parser.parse_args(list(arguments))
     for name in ("required_share", "allow_share"):
         if not 0 <= getattr(given, name, 0.0) <= 1:
@@ -77,10 +98,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("archive", help="the Delta table of events: a folder, file:// or gs://bucket/folder")
-    parser.add_argument("--since", type=_time, default="30d", metavar="TIME",
-                        help="look at so much of the archive, back from its newest event: 7d, 12h, 30m (default: 30d)")  # fmt: skip
-    parser.add_argument("--event", action="append", metavar="NAME",
-                        help="only this one: its name as it is sent, or its folder (may be given several times)")  # fmt: skip
+    parser.add_argument(
+        "--since",
+        type=_time,
+        default="30d",
+        metavar="TIME",
+        help="look at so much of the archive, back from its newest event: 7d, 12h, 30m (default: 30d)",
+    )
+    parser.add_argument(
+        "--event",
+        action="append",
+        metavar="NAME",
+        help="only this one: its name as it is sent, or its folder (may be given several times)",
+    )
 
 
 def _time(text: str) -> str:

@@ -6,8 +6,10 @@ JSON where Avro allows no such name; `open` of a record means that fields which 
 
 import dataclasses
 import datetime as dt
+import json
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
@@ -60,6 +62,8 @@ class Field:
     node: "Node"
     required: bool
     """It has no default, and its type no null."""
+    decode: Callable[[Any], Any] | None = dataclasses.field(compare=False)
+    """Of its value; see fast_decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +161,7 @@ class _Reader:
         if declared == "record":
             return self._record(schema, where)
         if declared == "enum":
-            symbols = schema.get("symbols")
-            if not (isinstance(symbols, list) and symbols and all(isinstance(each, str) for each in symbols)):
-                raise SchemaError(f"{where}: an enum needs `symbols`, a list of texts", where)
-            shown = ", ".join(symbols[:_MOST_SHOWN]) + (" ..." if len(symbols) > _MOST_SHOWN else "")
-            return self._keep(schema, Leaf(Literal[tuple(symbols)], f"one of {shown}", _STRING))
+            return self._keep(schema, _enum(schema.get("symbols"), where))
         if declared == "array":
             return Array(self.node(schema.get("items"), where))
         if declared == "map":
@@ -195,13 +195,24 @@ class _Reader:
         for each in fields:
             if not (isinstance(each, Mapping) and isinstance(each.get("name"), str) and "type" in each):
                 raise SchemaError(f"{name}: a field needs `name` and `type`", name)
+            if not _NAME.fullmatch(each["name"]):
+                plain = re.sub(r"[^A-Za-z0-9_]", "_", each["name"])
+                raise SchemaError(
+                    f'{each["name"]}: no name that Avro allows; write "name": "{plain}", '
+                    f'"key": {json.dumps(each["name"])}',
+                    each["name"],
+                )
+            if "default" in each and not _may_be_default(each["default"], each["type"]):
+                raise SchemaError(f"{each['name']}: its default is not of its type; correct one of them", each["name"])
             key = each.get("key", each["name"])
             if not isinstance(key, str):
                 raise SchemaError(f"{each['name']}: `key` has to be a text: the field's name in JSON", each["name"])
             if key in read:
                 raise SchemaError(f"{key}: stands twice in {name}; keep one", key)
             node = self.node(each["type"], each["name"])
-            read[key] = Field(key, node, required="default" not in each and "null" not in node.kinds)
+            read[key] = Field(
+                key, node, required="default" not in each and "null" not in node.kinds, decode=fast_decoder(node)
+            )
         record = Record(tuple(read.values()), open=schema.get("open") is True, expected=f"record {name}")
         self._note(schema, record)
         return record
@@ -218,13 +229,40 @@ class _Reader:
                 self._named[f"{space}.{name}"] = node
 
 
-def fast_decoder(record: Record) -> "msgspec.json.Decoder[Any] | None":
-    """Return a decoder that refuses what violates the record, and perhaps more; None where msgspec has no such type.
+def _enum(symbols: Any, where: str) -> Leaf:
+    if not (isinstance(symbols, list) and symbols and all(isinstance(each, str) for each in symbols)):
+        raise SchemaError(f"{where}: an enum needs `symbols`, a list of texts", where)
+    for each in symbols:
+        if not _NAME.fullmatch(each):
+            raise SchemaError(f"{where}: Avro allows no symbol {each!r}; make it a string", each)
+    shown = ", ".join(symbols[:_MOST_SHOWN]) + (" ..." if len(symbols) > _MOST_SHOWN else "")
+    return Leaf(Literal[tuple(symbols)], f"one of {shown}", _STRING)
+
+
+def _may_be_default(value: Any, schema: Any) -> bool:
+    """Tell whether a default is of a type, as Avro writes defaults: times are numbers, bytes are texts."""
+    if isinstance(schema, list):
+        return any(_may_be_default(value, branch) for branch in schema)
+    if isinstance(schema, Mapping):
+        symbols = schema.get("symbols")
+        return value in symbols if isinstance(symbols, list) else _may_be_default(value, schema.get("type"))
+    kinds = _DEFAULTS.get(str(schema))
+    return kinds is None or (isinstance(value, kinds) and isinstance(value, bool) <= (schema == "boolean"))
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DEFAULTS: dict[str, Any] = {"null": type(None), "boolean": bool, "int": int, "long": int, "float": (int, float),
+             "double": (int, float), "string": str, "bytes": str, "fixed": str, "array": list, "map": dict,
+             "record": dict}  # fmt: skip
+
+
+def fast_decoder(node: Node) -> Callable[[Any], Any] | None:
+    """Return what decodes JSON and refuses what violates a node, and perhaps more; None where msgspec has no such type.
 
     That is a union of which two branches look alike in JSON, such as two records, or a text and a time.
     """
     try:
-        return msgspec.json.Decoder(_type_of(record))
+        return msgspec.json.Decoder(_type_of(node)).decode
     except (TypeError, ValueError):  # a union, or a key that msgspec cannot look for
         return None
 

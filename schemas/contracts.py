@@ -1,7 +1,7 @@
 """Contracts: what a team's tracking plan says of its events, as settings that travel to every worker.
 
 A contract is an Avro record schema for an event's `properties` (of identify and group: `traits`), in the plan's folder
-as `<event_name>/<version>.avsc`. Reading the folder is `config/plan.py`'s; holding events to it `transforms/validate.py`'s.
+as `<event_name>/<version>.avsc`. `config/plan.py` reads the folder, `transforms/validate.py` holds events to it.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ class Contracts:
     sources: tuple[tuple[str, SourcePolicy], ...] = ()
 
     def policy_of(self, source_id: str, title: str) -> Policy:
-        """Return what becomes of a planned event of a source: the narrowest word counts, a source's before an event's."""
+        """Return what becomes of a planned event: the narrowest word counts, a source's before an event's."""
         source = dict(self.sources).get(source_id, SourcePolicy())
         return dict(source.events).get(title) or source.policy or dict(self.events).get(title) or self.policy
 
@@ -121,12 +121,12 @@ class Checker:
         """Return which of some JSON texts may violate the contract; all others keep it."""
         if self._fast is None:
             return list(range(len(texts)))
-        decode = self._fast.decode
+        decode = self._fast
         found = []
         for number, text in enumerate(texts):
             try:
                 decode(text)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # noqa: PERF203  free in Python 3.11
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 found.append(number)
         return found
 

@@ -5,9 +5,10 @@ keeps its bytes, so that stripping a field cannot round a number of another.
 """
 
 import enum
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -121,6 +122,8 @@ class _Finder:
         changed: dict[str, msgspec.Raw] = {}
         for field in record.fields:
             if field.key in members:
+                if field.decode is not None and _keeps(field.decode, members[field.key]):
+                    continue
                 after = self.value(members[field.key], field.node, _inside(path, field.key))
                 if after is not members[field.key]:
                     changed[field.key] = msgspec.Raw(after)
@@ -174,11 +177,20 @@ class _Finder:
 
 def _is_leaf(text: Any, node: Node) -> bool:
     assert isinstance(node, Leaf)
+    return _keeps(_decoder_of(node), text) or _is_whole(text, node)
+
+
+def _keeps(decode: Callable[[Any], Any], text: Any) -> bool:
     try:
-        msgspec.json.decode(text, type=node.type)
+        decode(text)
     except _UNREADABLE:
-        return _is_whole(text, node)
+        return False
     return True
+
+
+@functools.lru_cache(maxsize=4_096)
+def _decoder_of(leaf: Leaf) -> Callable[[Any], Any]:
+    return msgspec.json.Decoder(leaf.type).decode
 
 
 def _is_whole(text: Any, leaf: Leaf) -> bool:

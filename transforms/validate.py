@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -33,6 +32,7 @@ from millrace.schemas.contracts import (
 from millrace.schemas.dead_letter import Reason
 from millrace.schemas.violations import Kind, Violation
 from millrace.transforms.batches import codes
+from millrace.transforms.context_parts import named_version, traits_in, with_traits
 from millrace.transforms.counts import count
 from millrace.transforms.letters import letters_of
 from millrace.transforms.steps import Refused, with_columns
@@ -135,12 +135,9 @@ class _Work:
         )
         found = {}
         for hit in hits.tolist():
-            try:
-                version = _read_protocols(texts[hit].as_py()).protocols.event_version
-            except msgspec.MsgspecError:  # the key stands elsewhere, or is no version
-                continue
-            if version is not msgspec.UNSET:
-                found[int(rows[hit])] = str(version)
+            version = named_version(texts[hit].as_py())
+            if version is not None:
+                found[int(rows[hit])] = version
         return found
 
     def hold(self, rows: Rows, policy: Policy, checker: Checker) -> None:
@@ -204,7 +201,7 @@ class _Work:
             self._violations[row] = violations_text(found)
 
     def _texts(self, rows: Rows, kind: str) -> tuple[list[str], Any]:
-        """Return where each row's text is, if not all are in one column, and the texts; an event without has `{}`."""
+        """Return where each row's text is, if not all are in one column, and the texts; `{}` where there is none."""
         name = "traits" if kind in TRAITS else "properties"
         column = self._batch.column(name).take(pa.array(rows))
         texts = pc.fill_null(column, "{}").cast(pa.binary()).to_numpy(zero_copy_only=False)
@@ -213,38 +210,15 @@ class _Work:
         # RudderStack's SDKs send the traits of an identify in its context.
         where = [name] * len(rows)
         for number in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
-            traits = _traits_in(self._batch.column("context_rest")[int(rows[number])].as_py())
+            traits = traits_in(self._batch.column("context_rest")[int(rows[number])].as_py())
             if traits is not None:
                 where[number], texts[number] = "context_rest", traits
         return where, texts
 
     def _replace(self, row: int, name: str, stripped: bytes) -> None:
         if name == "context_rest":
-            members = _read_members(self._batch.column(name)[row].as_py())
-            stripped = msgspec.json.encode(members | {"traits": msgspec.Raw(stripped)})
+            stripped = with_traits(self._batch.column(name)[row].as_py(), stripped)
         self._replaced.setdefault(name, {})[row] = None if stripped == b"null" else stripped
-
-
-class _Protocols(msgspec.Struct):
-    event_version: str | int | float | msgspec.UnsetType = msgspec.UNSET
-
-
-class _HasProtocols(msgspec.Struct):
-    protocols: _Protocols = msgspec.field(default_factory=_Protocols)
-
-
-class _HasTraits(msgspec.Struct):
-    traits: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
-
-
-_read_protocols = msgspec.json.Decoder(_HasProtocols).decode
-_read_traits = msgspec.json.Decoder(_HasTraits).decode
-_read_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def _traits_in(context_rest: str | None) -> bytes | None:
-    traits = bytes(_read_traits(context_rest).traits) if context_rest else b""
-    return traits if traits.startswith(b"{") else None
 
 
 def _mentions(column: pa.Array, word: bytes) -> bool:

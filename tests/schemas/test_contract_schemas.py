@@ -1,4 +1,4 @@
-"""How Avro schemas read JSON: what a schema allows has no violation, and the fast path lets nothing pass that violates."""
+"""How Avro schemas read JSON: what a schema allows has no violation, and the fast path lets no violation pass."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from typing import Any
 import fastavro
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.schemas import avro
@@ -46,7 +46,7 @@ def nodes(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any]]
     """Return an Avro type and what it allows in JSON."""
     which = draw(st.integers(0, 9 if depth else 4))
     if which <= 3:
-        return draw(st.sampled_from(_IN_JSON))
+        return _IN_JSON[draw(st.integers(0, len(_IN_JSON) - 1))]
     name = f"T{draw(st.integers(0, 10**9))}"
     if which == 4:
         symbols = draw(st.lists(st.sampled_from(["A", "B", "C_1"]), min_size=1, unique=True))
@@ -84,6 +84,7 @@ def records(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any
     return {"type": "record", "name": name, "fields": fields}, st.fixed_dictionaries(required, optional=optional)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_a_schema_allows_has_no_violation(data: st.DataObject):
     schema, values = data.draw(records())
@@ -106,6 +107,7 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_fast_path_passes_only_what_has_no_violation_and_what_is_stripped_has_none_left_but_what_is_missing(
     data: st.DataObject,
@@ -161,7 +163,8 @@ def test_defaults_open_records_and_keys():
         ({"type": "fixed", "name": "F", "size": 1}, ["YQ=="], ["", "YWE=", 1]),
         ({"type": "int", "logicalType": "date"}, ["2026-11-25"], ["2026-13-01", "25.11.2026", 20_000]),
         ({"type": "long", "logicalType": "timestamp-micros"},
-         ["2026-11-25T10:00:00Z", "2026-11-25T10:00:00.123456+01:00", "2026-11-25 10:00:00"], ["2026-11-25", 1_795_608_000]),
+         ["2026-11-25T10:00:00Z", "2026-11-25T10:00:00.123456+01:00", "2026-11-25 10:00:00"],
+         ["2026-11-25", 1_795_608_000]),
         ({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}, ["9.99", "-1", 1.5, 3],
          ["9,99", "", "NaN", True]),
         ({"type": "string", "logicalType": "uuid"}, ["0b5d1a1e-6b1f-4c55-9d4c-1a2b3c4d5e6f"], ["x", 1]),
@@ -190,9 +193,11 @@ def test_each_type_by_its_json(kind: Any, good: list[Any], bad: list[Any]):
         (record("R", a=3), "a: no Avro type"),
         ({"type": "record", "name": "R"}, "the schema: a record needs `name` and `fields`"),
         ({"type": "record", "name": "R", "fields": [{"name": "a"}]}, "R: a field needs `name` and `type`"),
-        ({"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}, {"name": "b", "key": "a", "type": "int"}]},
+        ({"type": "record", "name": "R",
+          "fields": [{"name": "a", "type": "int"}, {"name": "b", "key": "a", "type": "int"}]},
          "a: stands twice in R; keep one"),
-        ({"type": "record", "name": "R", "fields": [{"name": "a", "key": 1, "type": "int"}]}, "a: `key` has to be a text"),
+        ({"type": "record", "name": "R", "fields": [{"name": "a", "key": 1, "type": "int"}]},
+         "a: `key` has to be a text"),
     ],
 )  # fmt: skip
 def test_what_can_be_no_contract_is_said(schema: Any, said: str | None):
@@ -218,8 +223,8 @@ def test_folders_and_events():
     others = ["order completed", "orderCompleted", "ORDER", "日本", "a--b", " x ", "", "_page"]
     folders = ["order_completed", "order_completed", "order", "event", "a_b", "x", "event", "page"]
     assert [folder_of_event(name) for name in others] == folders
-    versions = ["1", "1.2", "1.10", "2", "10", "10.0.1"]
-    assert sorted(reversed(versions), key=version_key) == versions
+    versions = ["10", "1", "2", "10.0.1", "1.10", "1.2"]
+    assert sorted(versions, key=version_key) == ["1", "1.2", "1.10", "2", "10", "10.0.1"]
 
 
 def test_the_added_columns_are_documented_and_nullable():

@@ -1,4 +1,4 @@
-"""Validate: each violation by each policy; the same verdict in whatever batch; what keeps its contract is not touched."""
+"""Validate: each violation by each policy; one verdict in whatever batch; what keeps its contract stays as it is."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.schemas import dead_letter
@@ -81,8 +81,9 @@ INSIDE = (changed(products=[LINE_1, {"product_id": "q", "price": True}]),
 ITEM = (changed(products=["p"]), violation("wrong_type", "properties.products[0]", "string", "record Line", "nulled"),
         changed(products=[None]))  # fmt: skip
 WHOLE = ([1], violation("wrong_type", "properties", "array", "record Order", "nulled"), None)
-CASES: dict[str, tuple[Any, dict[str, str], Any]] = {"missing": MISSING, "wrong": WRONG, "null": NULL, "extra": EXTRA, "inside": INSIDE, "item": ITEM,
-         "whole": WHOLE}  # fmt: skip
+CASES: dict[str, tuple[Any, dict[str, str], Any]] = {
+    "missing": MISSING, "wrong": WRONG, "null": NULL, "extra": EXTRA, "inside": INSIDE, "item": ITEM, "whole": WHOLE,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -234,11 +235,9 @@ def test_what_keeps_its_contract_is_the_same_batch_with_two_columns_more():
 
 
 def test_stripping_leaves_the_bytes_of_what_is_right():
-    text = '{ "order_id" : "\\u00e9", "total":1.10, "x": 1, "products":[{"product_id":"12345678901234567890","price":1e2}]}'
+    text = '{ "order_id" : "\\u00e9", "total":1.10, "x": 1, "products":[{"product_id":"🏕","price":1e2}]}'
     row = one(order(properties=text), Policy.STRIP)
-    assert row["properties"] == (
-        '{"order_id":"\\u00e9","total":1.10,"products":[{"product_id":"12345678901234567890","price":1e2}]}'
-    )
+    assert row["properties"] == ('{"order_id":"\\u00e9","total":1.10,"products":[{"product_id":"🏕","price":1e2}]}')
 
 
 HOSTILE = [
@@ -295,6 +294,7 @@ rows_ = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(given_rows=rows_, data=st.data())
 def test_any_order_repetition_and_split_gives_each_event_the_same_and_the_counts_close(
     given_rows: list[Any], data: st.DataObject
