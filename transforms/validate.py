@@ -150,24 +150,27 @@ class _Work:
             if not found:
                 continue
             row = int(rows[number])
-            self._violated(row, policy, found, checker.contract.name)
+            self._violated([row], policy, found, checker.contract.name)
             if policy is Policy.STRIP and stripped is not texts[number]:
                 self._replace(row, where[number] if where else checker.contract.column, stripped)
 
     def unplanned(self, rows: Rows, policy: Policy, titles: Sequence[str]) -> None:
         """Note that rows have no contract and need one."""
         near = {_plain(title): title for title in titles}
-        for row, name in zip(rows.tolist(), self._batch.column("event").take(pa.array(rows)).to_pylist(), strict=True):
-            meant = near.get(_plain(name or ""))
+        number_of, names = codes(pc.fill_null(self._batch.column("event").take(pa.array(rows)), ""))
+        by_name = np.argsort(number_of, kind="stable")
+        ends = np.cumsum(np.bincount(number_of, minlength=len(names)))
+        for name, part in zip(names.to_pylist(), np.split(rows[by_name], ends[:-1]), strict=True):
+            meant = near.get(_plain(name))
             expected = f"an event of the plan, such as {meant}" if meant else "an event of the plan"
-            found = "missing" if name is None else "string"
-            self._violated(row, policy, [Violation(Kind.UNPLANNED_EVENT, "event", found, expected)], "no contract")
+            violation = Violation(Kind.UNPLANNED_EVENT, "event", "string" if name else "missing", expected)
+            self._violated(part.tolist(), policy, [violation], "no contract")
 
     def unknown_version(self, row: int, policy: Policy, versions: Versions) -> None:
         """Note that a row names a version that the plan does not have."""
         known = ", ".join(versions.all[key].contract.version for key in sorted(versions.all))
         violation = Violation(Kind.UNPLANNED_EVENT, VERSION_FIELD, "unknown version", f"one of {known}")
-        self._violated(row, policy, [violation], versions.newest.contract.folder)
+        self._violated([row], policy, [violation], versions.newest.contract.folder)
 
     def done(self) -> Validated:
         """Return the batch with what was found."""
@@ -190,15 +193,16 @@ class _Work:
             batch = batch.filter(pa.array(kept))
         return Validated(batch, sorted(self._refused, key=lambda each: each.row), self._kinds)
 
-    def _violated(self, row: int, policy: Policy, found: list[Violation], contract: str) -> None:
-        self._kinds.update(each.kind for each in found)
+    def _violated(self, rows: Sequence[int], policy: Policy, found: list[Violation], contract: str) -> None:
+        for each in found:
+            self._kinds[each.kind] += len(rows)
         if policy is Policy.DEAD_LETTER:
             first = found[0]
             more = f"; {len(found) - 1} more" if len(found) > 1 else ""
             message = f"{contract}: {first.kind.value} {first.field}: found {first.found}, expected {first.expected}"
-            self._refused.append(Refused(row, Reason.CONTRACT_VIOLATED, message + more))
+            self._refused += [Refused(row, Reason.CONTRACT_VIOLATED, message + more) for row in rows]
         else:
-            self._violations[row] = violations_text(found)
+            self._violations |= dict.fromkeys(rows, violations_text(found))
 
     def _texts(self, rows: Rows, kind: str) -> tuple[list[str], Any]:
         """Return where each row's text is, if not all are in one column, and the texts; `{}` where there is none."""

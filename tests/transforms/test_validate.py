@@ -120,7 +120,7 @@ def test_off_looks_at_nothing(case: str):
 
 @pytest.mark.parametrize("name", ["Order Complete", "", None])
 def test_an_unplanned_event_is_flagged_or_refused_but_has_nothing_to_strip(name: str | None):
-    found = "missing" if name is None else "string"
+    found = "string" if name else "missing"
     expected = violation("unplanned_event", "event", found, "an event of the plan")
     for policy in (Policy.FLAG, Policy.STRIP):
         row = one(order(name=name), policy)
