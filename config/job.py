@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from millrace.config.contracts import read_contracts
 from millrace.config.yaml_page import Mistake, Page
+from millrace.schemas.contracts import ADDED, Contracts
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -32,16 +34,18 @@ class ConfigError(Exception):
 class JobConfig:
     """What the stages do; each field is named as its section."""
 
+    contracts: Contracts | None = None
     enrich: tuple[Step, ...] = ()
     transforms: tuple[Step, ...] = ()
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
-        return tuple(field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        of_contracts = () if self.contracts is None else ADDED
+        return (*of_contracts, *(field for step in (*self.enrich, *self.transforms) for field in step.adds))
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"contracts": read_contracts}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from millrace.config.job import ConfigError, JobConfig, load_job
@@ -28,6 +29,7 @@ from millrace.transforms.order import OrderPerUser
 from millrace.transforms.read import ReadEnvelopes
 from millrace.transforms.steps import RunSteps
 from millrace.transforms.subscriber import Limits
+from millrace.transforms.validate import ValidateEvents
 
 
 def build(
@@ -39,7 +41,12 @@ def build(
         max_body_bytes=options.decode_body_mb * 1024 * 1024,
         processes=options.decode_processes if tables.alone else 0,
     )
-    ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
+    batches = decoded.batches
+    letters: tuple[beam.PCollection[pa.RecordBatch], ...] = (decoded.dead_letters,)
+    if config.contracts is not None:
+        validated = batches | "ValidateEvents" >> ValidateEvents(config.contracts)
+        batches, letters = validated.batches, (*letters, validated.dead_letters)
+    ordered = batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
@@ -49,7 +56,7 @@ def build(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
     )
     (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
-    letters = (decoded.dead_letters, enriched.dead_letters, transformed.dead_letters)
+    letters = (*letters, enriched.dead_letters, transformed.dead_letters)
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
     left_out = (enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
