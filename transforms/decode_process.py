@@ -5,6 +5,7 @@ time. So each of a few processes is given envelopes and gives back columns: the 
 that both have mapped, all else over a socket. A process ends when its socket does: it cannot outlive the job.
 """
 
+import atexit
 import concurrent.futures
 import logging
 import mmap
@@ -217,6 +218,8 @@ def decode_pool(size: int) -> DecodePool:
     """Return this process's pool of so many processes."""
     with _POOLS_LOCK:
         if size not in _POOLS:
+            if not _POOLS:
+                atexit.register(close_pools)
             _POOLS[size] = DecodePool(size)
         return _POOLS[size]
 
