@@ -21,7 +21,7 @@ Settings = Mapping[str, yaml.Node]
 
 AFTER: Mapping[str, tuple[str, str]] = {
     "bots": ("geo", "judges networks by geo's asn_number"),
-    "campaign": ("referrer", "takes channels from referrer's class"),
+    "campaign": ("referrer", "needs referrer's class"),
 }
 """Which one has to come behind which other, where both are there, and why."""
 
@@ -50,6 +50,10 @@ def read_enrich(page: Page, node: yaml.Node) -> tuple[Step, ...]:
         step = read(page, item, given)
         if step is not None:
             steps.append(step)
+    if "geo" not in places and any(isinstance(step, Bots) and step.hosting_asns for step in steps):
+        page.wrong(
+            places["bots"], "enrich: bots: hosting networks are told by geo; list it before bots, or remove them"
+        )
     order = list(places)
     for name, (before, why) in AFTER.items():
         if name in places and before in places and order.index(before) > order.index(name):
@@ -155,6 +159,6 @@ ENRICHMENTS: dict[str, tuple[Build, Sequence[str]]] = {
     "campaign": (lambda *_: Campaign(), ()),
     "locale": (lambda *_: Locale(), ()),
     "geo": (_geo, ("file", "asn_file", "postal")),
-    "bots": (_bots, ("ignore", "hosting_asns", "hosting_file")),
+    "bots": (_bots, ("hosting_asns", "hosting_file", "ignore")),
 }
 """By name: what reads its settings, and which there are."""

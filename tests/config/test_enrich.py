@@ -1,5 +1,6 @@
 """`enrich:`: what it says becomes steps in its order; every mistake has its line and what to do."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from millrace.transforms.enrich.referrer import Referrer
 from millrace.transforms.enrich.url import Url
 from millrace.transforms.enrich.user_agent import UserAgent
 
+ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parents[1] / "transforms" / "enrich" / "data"
 NO_FILE = "No such file or directory"
 README = DATA / "README.md"
@@ -120,6 +122,10 @@ def test_the_hash_of_a_configuration_hangs_on_what_it_says():
             f"{{bots: {{hosting_file: {README}}}}}",
             f"bots: hosting_file: {README} has no line that begins with a number such as AS16509; put some in",
         ),
+        (
+            "{bots: {hosting_asns: [16509]}}",
+            "bots: hosting networks are told by geo; list it before bots, or remove them",
+        ),
         ("{a: 1, b: 2}", "one enrichment an item; begin each with a - of its own"),
         ("[url]", "an item has to be a name, or `name: settings`, not a list"),
         ("{[a]: 1}", "an item has to be a name, or `name: settings`, not a list"),
@@ -132,10 +138,23 @@ def test_each_mistake_has_its_line_and_what_to_do(item: str, mistake: str):
 def test_all_mistakes_are_told_at_once_and_the_wrong_order_among_them():
     assert mistakes(f"enrich:\n- bots\n- campaign\n- geo: {{file: {CITY}}}\n- referrer\n- nonsense\n") == [
         "m.yaml:2: enrich: bots judges networks by geo's asn_number, so it has to come behind geo; move it there",
-        "m.yaml:3: enrich: campaign takes channels from referrer's class, so it has to come behind referrer; "
-        "move it there",
+        "m.yaml:3: enrich: campaign needs referrer's class, so it has to come behind referrer; move it there",
         f"m.yaml:6: enrich: there is no enrichment 'nonsense'; there are: {', '.join(ENRICHMENTS)}",
     ]
+
+
+def test_the_document_and_the_example_tell_of_every_enrichment_setting_and_signal():
+    document = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").split("\n## enrich\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| (?:`(\w+)`)? ?\| (?:`(\w+)`)? ?\|", document, re.MULTILINE)
+    settings = {name: settings for name, (_, settings) in ENRICHMENTS.items()}
+    assert [name for name, _ in listed if name in settings] == list(settings)
+    assert [setting for _, setting in listed if setting] == [name for names in settings.values() for name in names]
+    assert [name for name in re.findall(r"^\| `(\w+)` \|", document, re.MULTILINE) if name in SIGNALS] == list(SIGNALS)
+    shown = (ROOT / "examples" / "job.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"^ +(?:# )?- (\w+)", shown, re.MULTILINE)) == set(ENRICHMENTS)
+    assert [step.name for step in read_job(shown, "job.yaml").enrich] == [
+        *(name for name in settings if name != "geo"), "lineage"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("section", ["url", "{url: 1}"])

@@ -7,6 +7,7 @@ events. So a look-up may be a Python function: it runs on what has not been seen
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -102,24 +103,35 @@ class Memo:
 
 def distinct(keys: Sequence[pa.Array]) -> tuple[pa.Array, list[tuple[Any, ...]]]:
     """Number the distinct combinations of some columns; return the number of each row, and the combinations."""
-    first, *others = [pc.dictionary_encode(key, null_encoding="encode") for key in keys]
-    if not others:
-        return first.indices, [(value,) for value in first.dictionary.to_pylist()]
-    numbers = first.indices.cast(pa.int64())
-    for other in others:
-        numbers = pc.add(pc.multiply(numbers, len(other.dictionary)), other.indices.cast(pa.int64()))
-    combined = pc.dictionary_encode(numbers)
+    encoded = [pc.dictionary_encode(key, null_encoding="encode") for key in keys]
+    various = [each for each in encoded if len(each.dictionary) != 1] or encoded[:1]
+    if len(various) == 1:
+        rows, number = various[0].indices, np.arange(len(various[0].dictionary))
+    else:
+        combined = pc.dictionary_encode(_combined(various))
+        rows, number = combined.indices, combined.dictionary.to_numpy(zero_copy_only=False)
     parts: list[list[Any]] = []
-    number = combined.dictionary.to_numpy(zero_copy_only=False)
-    for other in reversed(others):
-        parts.append(other.dictionary.take(pa.array(number % len(other.dictionary))).to_pylist())
-        number = number // len(other.dictionary)
-    parts.append(first.dictionary.take(pa.array(number)).to_pylist())
-    return combined.indices, list(zip(*reversed(parts), strict=True))
+    for each in reversed(encoded):
+        values = each.dictionary
+        parts.append(values.take(pa.array(number % len(values))).to_pylist() if len(number) else [])
+        number = number // max(1, len(values))
+    return rows, list(zip(*reversed(parts), strict=True))
+
+
+def _combined(encoded: Sequence[pa.DictionaryArray]) -> pa.Array:
+    """Return one number for each row that tells all of them: digits of a number whose bases are their sizes."""
+    first, *others = encoded
+    numbers = first.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    for other in others:
+        numbers *= len(other.dictionary)
+        numbers += other.indices.to_numpy(zero_copy_only=False)
+    return pa.array(numbers)
 
 
 def spread(values: Sequence[Any], kind: pa.DataType, rows: pa.Array) -> pa.Array:
     """Return a column that has for each row the value of its number."""
     if all(value is None for value in values):
         return pa.nulls(len(rows), kind)
+    if len(values) == 1:
+        return pa.repeat(pa.scalar(values[0], kind), len(rows))
     return pa.array(values, kind).take(rows)

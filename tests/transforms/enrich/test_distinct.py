@@ -1,5 +1,6 @@
 """Distinct: each value is looked up once, remembered within bounds, and no value's trouble is another's."""
 
+import concurrent.futures
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +85,20 @@ def test_a_value_at_which_the_look_up_fails_is_null_and_counted(caplog: pytest.L
     ]  # fmt: skip
     assert counted_here()["enrich/test_failed_look_ups"] == before + 1
     assert not caplog.records  # it would hold what a user sent
+
+
+def test_threads_may_share_what_is_remembered():
+    memo = Memo("test", Asked(), FIELDS, entries=20)
+
+    def work(seed: int) -> bool:
+        values = [str((seed * 7 + number) % 60) for number in range(50)]
+        return all(
+            memo.columns([pa.array(values)])[0].to_pylist() == [len(value) for value in values] for _ in range(50)
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(16)))
+    assert len(memo) <= 20 + 8  # each thread may be at the bound at once
 
 
 def test_no_rows_make_empty_columns_of_their_types():

@@ -12,6 +12,7 @@ import mmdb_writer
 import netaddr
 import pytest
 
+from millrace.transforms.counts import counted_here
 from millrace.transforms.enrich import geo, mmdb
 from millrace.transforms.enrich.geo import Geo, locate
 from millrace.transforms.enrich.lineage import Lineage
@@ -103,6 +104,18 @@ def test_an_ipv6_address_is_in_no_file_of_ipv4(tmp_path: Path):
     path = str(write(tmp_path / "v4.mmdb", {"8.8.8.0/24": {"country": {"iso_code": "US"}}}, ip_version=4))
     found = added(Geo((path,)), rows("2001:4860:4860::8888", "8.8.8.8"))
     assert [row[0] for row in found] == [None, "US"]
+
+
+def test_a_database_that_is_broken_inside_makes_nulls_and_a_count_of_them(tmp_path: Path):
+    content = bytearray(Path(CITY).read_bytes())
+    content[6_000:15_000] = bytes([0xFF]) * 9_000  # what the search tree points to
+    path = tmp_path / "broken.mmdb"
+    path.write_bytes(content)
+    before = counted_here().get("enrich/geo_failed_look_ups", 0)
+    addresses = list(dict.fromkeys(address for address, _ in ends(SOURCE["city"])))
+    found = added(Geo((str(path),)), rows(*addresses))
+    failed = counted_here()["enrich/geo_failed_look_ups"] - before
+    assert 0 < failed <= found.count(NOTHING) <= len(found)
 
 
 def test_other_vendors_layouts():
