@@ -44,6 +44,7 @@ class Database(NamedTuple):
     readers: Sequence[maxminddb.Reader]
     stamps: Sequence[_Stamp]
     versions: dict[str, str]
+    """Build (s since the epoch) by the type that a file says it is of."""
 
     def records(self, address: str | None) -> list[Any]:
         """Return what each file has on an address; nothing on one that is none, or is not of the public Internet.
@@ -75,7 +76,11 @@ def open_files(paths: Sequence[str]) -> Database:
         MmdbError: one cannot be read, or is no MMDB file.
     """
     opened = [_open(path) for path in paths]
-    versions = {f"mmdb {Path(path).name}": _version(reader) for path, (reader, _) in zip(paths, opened, strict=True)}
+    versions: dict[str, str] = {}
+    for reader, _ in opened:
+        metadata = reader.metadata()
+        name, build = f"mmdb {metadata.database_type}", str(metadata.build_epoch)
+        versions[name] = f"{versions[name]}, {build}" if name in versions else build
     return Database([reader for reader, _ in opened], [stamp for _, stamp in opened], versions)
 
 
@@ -96,11 +101,6 @@ def _open(path: str) -> tuple[maxminddb.Reader, _Stamp]:
 
 def _stamp(status: os.stat_result) -> _Stamp:
     return _Stamp(status.st_ino, status.st_mtime_ns, status.st_size)
-
-
-def _version(reader: maxminddb.Reader) -> str:
-    metadata = reader.metadata()
-    return f"{metadata.database_type} {metadata.build_epoch}"
 
 
 class Watched:

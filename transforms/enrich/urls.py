@@ -9,6 +9,8 @@ from tldextract import TLDExtract
 
 MOST_PARAMETERS = 200
 """Of a query with more, none is read."""
+_HOST_CHARACTERS = 253
+"""No name in DNS is longer (RFC 1035)."""
 
 
 def split(url: str | None) -> SplitResult | None:
@@ -68,7 +70,6 @@ def parameters(query: str) -> dict[str, str]:
     return found
 
 
-@functools.lru_cache(maxsize=50_000)
 def domain_of(host: str) -> str | None:
     """Return the registered domain: the public suffix and the label before it; None for addresses and bare suffixes.
 
@@ -78,8 +79,13 @@ def domain_of(host: str) -> str | None:
     >>> domain_of("www.shop.example.co.uk"), domain_of("192.0.2.1"), domain_of("wiki.corp")
     ('example.co.uk', None, 'wiki.corp')
     """
+    return _domain_of(host) if len(host) <= _HOST_CHARACTERS else None  # what is remembered has to stay small
+
+
+@functools.lru_cache(maxsize=50_000)
+def _domain_of(host: str) -> str | None:
     labels = host.split(".")
-    if len(host) > 253 or len(labels) < 2 or "" in labels or ":" in host or labels[-1].isdigit():
+    if len(labels) < 2 or "" in labels or ":" in host or labels[-1].isdigit():
         return None
     found = _suffixes()(host)
     return found.top_domain_under_public_suffix or (None if found.suffix else ".".join(labels[-2:]))

@@ -224,8 +224,8 @@ def test_from_the_file_to_the_archive_and_the_same_at_any_split(tmp_path: Path):
         "referrers",
         "tzdata",
         "crawler-user-agents",
-        "mmdb GeoLite2-City-Test.mmdb",
-        "mmdb GeoLite2-ASN-Test.mmdb",
+        "mmdb GeoLite2-City",
+        "mmdb GeoLite2-ASN",
     }
     assert {row["config_hash"] for row in one} == {read_job(TEXT, "other.yaml").enrich[-1].hash}  # type: ignore[attr-defined]
     assert run(tmp_path / "many", [json.dumps(each).encode() for each in reversed(given_events)]) == one

@@ -14,6 +14,7 @@ import pytest
 
 from millrace.transforms.counts import counted_here
 from millrace.transforms.enrich import geo, mmdb
+from millrace.transforms.enrich.enrichment import version_of
 from millrace.transforms.enrich.geo import Geo, locate
 from millrace.transforms.enrich.lineage import Lineage
 from millrace.transforms.enrich.mmdb import MmdbError, Watched, open_files
@@ -198,17 +199,22 @@ def test_columns_and_lineage_of_a_running_step_change_together(tmp_path: Path, m
 
     def told() -> set[tuple[str, str]]:
         made = enrich([step, Lineage("0", (step,))], given)
-        lineages = [json.loads(text)["mmdb geo.mmdb"] for text in made.column("lineage").to_pylist()]
-        return set(zip(made.column("geo_country").to_pylist(), lineages, strict=True))
+        return set(zip(made.column("geo_country").to_pylist(), made.column("lineage").to_pylist(), strict=True))
 
-    def version() -> str:
+    def lineage(kind: str) -> str:
         with maxminddb.open_database(str(path)) as reader:
-            return f"{reader.metadata().database_type} {reader.metadata().build_epoch}"
+            return f'{{"millrace":"{version_of("millrace")}","mmdb {kind}":"{reader.metadata().build_epoch}"}}'
 
-    assert told() == {("US", version())}
+    assert told() == {("US", lineage("Old"))}
     write(path, place("DE"), kind="New")
-    assert told() == {("DE", version())}
-    assert version().startswith("New ")
+    assert told() == {("DE", lineage("New"))}
+
+
+def test_two_files_of_one_type_are_both_told(tmp_path: Path):
+    first, second = (write(tmp_path / name, place("US"), kind="Same") for name in ("a.mmdb", "b.mmdb"))
+    versions = open_files([str(first), str(second)]).versions
+    assert list(versions) == ["mmdb Same"]
+    assert len(versions["mmdb Same"].split(", ")) == 2
 
 
 def test_a_file_that_is_not_there_is_an_error_at_the_start(tmp_path: Path):
