@@ -12,8 +12,10 @@ import pyarrow as pa
 import yaml
 
 from millrace.config.contracts import read_contracts
+from millrace.config.enrich import read_enrich
 from millrace.config.yaml_page import Mistake, Page
 from millrace.schemas.contracts import ADDED, Contracts
+from millrace.transforms.enrich.lineage import Lineage, config_hash
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -45,7 +47,7 @@ class JobConfig:
         return (*of_contracts, *(field for step in (*self.enrich, *self.transforms) for field in step.adds))
 
 
-READERS: dict[str, Reader] = {"contracts": read_contracts}
+READERS: dict[str, Reader] = {"contracts": read_contracts, "enrich": read_enrich}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 
@@ -57,13 +59,19 @@ def read_job(text: str, path: str) -> JobConfig:
     """
     page = Page(text)
     found: dict[str, Any] = {}
+    sections: dict[str, yaml.Node] = {}
     if page.root is not None:
         for name, value in page.pairs(page.root, "the file"):
             if name.value in READERS:
+                sections[name.value] = value
                 found[name.value] = READERS[name.value](page, value)
     if page.mistakes:
         raise ConfigError(path, page.mistakes)
-    return JobConfig(**found)
+    config = JobConfig(**found)
+    if not sections:
+        return config
+    lineage = Lineage(config_hash(sections), (*config.enrich, *config.transforms))
+    return dataclasses.replace(config, enrich=(*config.enrich, lineage))
 
 
 def load_job(path: str) -> JobConfig:

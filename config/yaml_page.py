@@ -64,7 +64,7 @@ class Page:
             if not isinstance(name, yaml.ScalarNode):
                 self.wrong(name, f"{where}: a name has to be a plain word, not {shown(name)}")
             elif known is not None and name.value not in known:
-                self.wrong(name, f"{where}: {shown(name)} is not known here; {_meant(name.value, known)}")
+                self.wrong(name, f"{where}: {shown(name)} is not known here; {meant(name.value, known)}")
             elif name.value in found:
                 line = line_of(found[name.value][0])
                 self.wrong(name, f"{where}: {shown(name)} is there already, at line {line}; keep one")
@@ -102,7 +102,7 @@ class Page:
         if isinstance(node, yaml.ScalarNode) and node.value in choices:
             return str(node.value)
         word = node.value if isinstance(node, yaml.ScalarNode) else ""
-        self.wrong(node, f"{where}: {shown(node)} is not one of its values; {_meant(word, choices)}")
+        self.wrong(node, f"{where}: {shown(node)} is not one of its values; {meant(word, choices)}")
         return None
 
     def number(self, node: yaml.Node | None, where: str, most: int) -> float | None:
@@ -159,6 +159,7 @@ def shown(node: yaml.Node) -> str:
     return repr(node.value if len(node.value) <= _SHOWN_CHARACTERS else node.value[:_SHOWN_CHARACTERS] + "...")
 
 
-def _meant(word: str, choices: Collection[str]) -> str:
+def meant(word: str, choices: Collection[str]) -> str:
+    """Say which of some words a person may have meant."""
     near = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean {near[0]}?" if near else f"there are: {', '.join(choices)}"

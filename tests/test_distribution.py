@@ -15,6 +15,8 @@ from apache_beam.runners.portability.stager import Stager
 ROOT = Path(__file__).parent.parent
 TOP = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
 SHOP = ("collector/shop", "collector/shop/sdk")
+PACKAGES = ("transforms/enrich",)
+"""Packages inside those folders."""
 SCHEMAS = sorted(path.name for path in (ROOT / "schemas").glob("*.avsc"))
 
 # Run where there is no checkout: the contract from Avro, and every module there is.
@@ -32,7 +34,8 @@ print(*ARCHIVE.names)
 
 def modules() -> set[str]:
     """Return every file of the checkout that belongs into a wheel, by its place there."""
-    packages = {"millrace": ROOT / "millrace"} | {f"millrace/{folder}": ROOT / folder for folder in TOP}
+    folders = (*TOP, *PACKAGES, "schemas/added")
+    packages = {"millrace": ROOT / "millrace"} | {f"millrace/{folder}": ROOT / folder for folder in folders}
     files = [
         (package, folder, file)
         for package, folder in packages.items()
@@ -113,7 +116,9 @@ def test_the_source_distribution_that_beam_ships_to_workers_is_whole(source: Pat
     expected = {name.removeprefix("millrace/") if name.split("/")[1] in TOP else name for name in modules()}
     made = {name for name in names if ".egg-info" in name or name in {"", "PKG-INFO", "setup.cfg"}}
     around = {"README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml"}
-    assert {name for name in names - made if name not in {"millrace", *TOP, *SHOP}} == expected | around
+    assert {
+        name for name in names - made if name not in {"millrace", "schemas/added", *TOP, *PACKAGES, *SHOP}
+    } == expected | around
 
 
 def test_the_wheel_is_the_same_when_built_from_the_source_distribution(

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -121,6 +121,10 @@ class Step(abc.ABC):
     @abc.abstractmethod
     def apply(self, batch: pa.RecordBatch, users: Users) -> Applied:
         """Do it to a batch of one shard, ordered by (user_key, order_index)."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Name the packages and databases that its latest batch hangs on, with their versions: they go into lineage."""
+        return {}
 
     def recall(self, batch: pa.RecordBatch, users: Users) -> None:  # noqa: B027
         """Remember again what archived rows say of their users: one node, at the start.
