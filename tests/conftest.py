@@ -16,7 +16,9 @@ def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
-    root.handlers[:] = [each for each in root.handlers if each in handlers or type(each).__module__ == "_pytest.logging"]
+    root.handlers[:] = [
+        each for each in root.handlers if each in handlers or type(each).__module__ == "_pytest.logging"
+    ]
     root.setLevel(level)
 
 
