@@ -324,6 +324,16 @@ def test_what_comes_while_it_drains_is_spooled_and_sent_with_the_rest() -> None:
     run_virtually(main())
 
 
+def test_what_is_spooled_takes_no_memory_any_more() -> None:
+    async def main() -> None:
+        slow = MemorySpool(takes_s=0.1)
+        async with delivery(MemoryPubSub(fails=Failure.REFUSED), slow, spool_wait_s=60.0) as running:
+            assert set(await running.send(*(f"m{number}" for number in range(10)))) == {"spooled"}
+            assert not running.deliverer._spooling._under_way
+
+    run_virtually(main())
+
+
 def test_drain_waits_for_what_is_on_its_way() -> None:
     async def main() -> None:
         async with delivery(MemoryPubSub(takes_s=0.5)) as running:
