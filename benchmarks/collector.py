@@ -138,8 +138,8 @@ def _measure(case: Case, front: Start, folder: Path, seconds: float, workers: in
     cores = {name: cpu_s / seconds for name, cpu_s in {"load": load_s, **used}.items()}
     errors = re.search(r"Socket errors: .*", said)
     return Measured(
-        number(r"Requests/sec:\s+([\d.]+)", said), milliseconds("50%", said), milliseconds("99%", said), _good(said) + _good(warm),
-        _bad(said) + _bad(warm), errors[0] if errors else "", durable, cores, peak_mb,
+        number(r"Requests/sec:\s+([\d.]+)", said), milliseconds("50%", said), milliseconds("99%", said),
+        _good(said) + _good(warm), _bad(said) + _bad(warm), errors[0] if errors else "", durable, cores, peak_mb,
     )  # fmt: skip
 
 
@@ -249,11 +249,13 @@ def _bad(said: str) -> int:
 
 
 def number(pattern: str, said: str) -> float:
+    """Return the number that wrk said, 0.0 where it did not."""
     found = re.search(pattern, said)
     return float(found[1]) if found else 0.0
 
 
 def milliseconds(percentile: str, said: str) -> float:
+    """Return a percentile of the latency that wrk said, 0.0 where it did not."""
     found = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s)\b", said)
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1_000.0}[found[2]] if found else 0.0
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.http_servers [--seconds 5]
 
-Every server gets the same application, with a delivery that takes all at once: what differs is the server. Needs wrk, and
-`pip install granian aiohttp uvicorn` beside what `.[test]` has.
+Every server gets the same application, with a delivery that takes all at once: what differs is the server. Needs wrk,
+and `pip install granian aiohttp` beside what `.[test]` has.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PATIENCE_S = 45.0
 
 
 class _AtOnce:
-    async def deliver(self, messages: Sequence[Message]) -> Delivered:
+    async def deliver(self, _messages: Sequence[Message]) -> Delivered:
         return Delivered(How.PUBLISHED)
 
 
@@ -74,7 +74,9 @@ class Asgi:
             part = await receive()
             body += part.get("body", b"")
         headers = headers_of([(bytes(name), bytes(value)) for name, value in scope["headers"]])
-        asked = Request(scope["method"], scope["path"], scope["query_string"], headers, body, scope["client"][0], "http")
+        asked = Request(
+            scope["method"], scope["path"], scope["query_string"], headers, body, scope["client"][0], "http"
+        )
         answer = await self._app.answer(asked)
         await send({"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)})
         await send({"type": "http.response.body", "body": answer.body})
@@ -96,7 +98,9 @@ def _millrace(listening: socket.socket) -> None:
 
 def _uvicorn(listening: socket.socket) -> None:
     uvicorn = importlib.import_module("uvicorn")
-    config = uvicorn.Config(make_asgi, factory=True, http="httptools", loop="uvloop", log_level="error", access_log=False)
+    config = uvicorn.Config(
+        make_asgi, factory=True, http="httptools", loop="uvloop", log_level="error", access_log=False
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 
