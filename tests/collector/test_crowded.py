@@ -143,7 +143,7 @@ def nuisances(port: int) -> Iterator[list[socket.socket]]:
 def test_slow_silent_and_half_open_clients_hold_nobody_up_and_are_let_go(tmp_path):
     with broker_process() as server, PubSub(server.address) as pubsub:
         topic = pubsub.create_topic("events")
-        flags = ("--workers", "1", "--head_s", "3", "--body_s", "3", "--idle_s", "3")
+        flags = ("--workers", "1", "--head_s", "6", "--body_s", "6", "--idle_s", "6")
         with serving(tmp_path, server.address, topic, *flags) as running, nuisances(running.port) as slow:
             took_s = []
             until_s = time.monotonic() + 2.5  # while all of them are there
@@ -156,9 +156,9 @@ def test_slow_silent_and_half_open_clients_hold_nobody_up_and_are_let_go(tmp_pat
                     assert client.recv(1_000).startswith(b"HTTP/1.1 200 ")
                 took_s.append(time.monotonic() - started_s)
             print(f"{len(took_s)} good requests, the slowest in {max(took_s) * 1_000:.0f} ms")
-            assert max(took_s) < 1.0
+            assert max(took_s) < 2.5
             assert running.metric("millrace_collector_connections") > 400
-            wait_until(lambda: running.metric("millrace_collector_connections") == 0, 30, "all are let go")
+            wait_until(lambda: running.metric("millrace_collector_connections") == 0, 60, "all are let go")
             assert running.metric("millrace_collector_held_bytes") == 0
             assert running.metric("millrace_collector_http_refused_total") >= 240
             assert running.metric("millrace_collector_failures_total") == 0

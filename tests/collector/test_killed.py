@@ -246,10 +246,10 @@ def test_what_got_200_is_in_pubsub_whatever_is_killed(seed, tmp_path):
                 print(f"seed {seed}: {fault.__name__}, {len(clients.promised)} promised so far")
                 goal = len(clients.promised) + 60
                 fault(rig, chance)
-                wait_until(partial(clients.were_promised, goal), 30, "it works again")
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in rig.left_alone), 30, "they have ended")
-        wait_until(lambda: rig.collector.metric("millrace_collector_workers") == 2, 30)
-        wait_until(lambda: rig.collector.metric("millrace_collector_spool_messages") == 0, 30, "the spool is empty")
+                wait_until(partial(clients.were_promised, goal), 60, "it works again")
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in rig.left_alone), 60, "they have ended")
+        wait_until(lambda: rig.collector.metric("millrace_collector_workers") == 2, 60)
+        wait_until(lambda: rig.collector.metric("millrace_collector_spool_messages") == 0, 60, "the spool is empty")
         assert rig.collector.end() == 0, rig.collector.lines[-5:]
         assert [line for line in rig.collector.lines if line["event"] == "a bug"] == []
         with PubSub(rig.address, "shop-project") as pubsub:
