@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("20 events a request", 20, 64, wanted=">= 2,000/s, p99 < 50 ms"),
+    Case("20 events a request", 20, 32, wanted=">= 2,000/s, p99 < 50 ms"),
     Case("one event a request", 1, 128, wanted=">= 7,000/s"),
     Case("20 events, slow broker", 20, 1_000, "delay_publish_ms=400", "memory bounded"),
     Case("20 events, broker stalls", 20, 1_000, "stall=true", "memory bounded; spooled"),
@@ -125,21 +125,24 @@ def _measure(case: Case, front: Start, folder: Path, seconds: float, workers: in
     with broker_process(folder / "broker", *flags) as broker, PubSub(broker.address) as pubsub:
         topic = pubsub.create_topic()
         subscription = pubsub.create_subscription(topic)
-        script = _script(folder, case.events)
+        lua = script(folder, case.events)
         with front(folder, broker.address, topic, workers) as running:
-            warm, _ = _load(running.port, script, 1, case.connections)
+            warm, _ = load(running.port, lua, 1, case.connections)
             processes = {"it": running.pids, "broker": [broker.pid]}
             before = {name: sum(map(cpu_seconds, pids)) for name, pids in processes.items()}
-            said, load_s = _load(running.port, script, seconds, case.connections)
+            said, load_s = load(running.port, lua, seconds, case.connections)
             used = {name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in processes.items()}
             peak_mb = sum(map(resident_mb, running.pids))
             spooled = running.end()
-        durable = _count(pubsub, subscription) + spooled
+        broker.kill()  # one that stalls gives nothing; its data are on disk
+    port = int(broker.address.rpartition(":")[2])
+    with broker_process(folder / "broker", port=port), PubSub(broker.address, pubsub.project) as again:
+        durable = _count(again, subscription) + spooled
     cores = {name: cpu_s / seconds for name, cpu_s in {"load": load_s, **used}.items()}
     errors = re.search(r"Socket errors: .*", said)
     return Measured(
-        _number(r"Requests/sec:\s+([\d.]+)", said), _ms("50%", said), _ms("99%", said), _good(said) + _good(warm),
-        _bad(said) + _bad(warm), errors[0] if errors else "", durable, cores, peak_mb,
+        number(r"Requests/sec:\s+([\d.]+)", said), milliseconds("50%", said), milliseconds("99%", said),
+        _good(said) + _good(warm), _bad(said) + _bad(warm), errors[0] if errors else "", durable, cores, peak_mb,
     )  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def _fastapi(_folder: Path, address: str, topic: str, workers: int) -> Iterator[
             process.kill()
 
 
-def _script(folder: Path, events: int) -> Path:
+def script(folder: Path, events: int) -> Path:
     """Write what wrk sends: bodies of a shop's events, in turn."""
     requests = PreparedRequests("projects/none/topics/none", events, _BODIES).take(time.time())
     bodies = [message.data.decode() for message in pb.PublishRequest.FromString(requests.payload).messages]
@@ -211,7 +214,7 @@ end
 """
 
 
-def _load(port: int, script: Path, seconds: float, connections: int) -> tuple[str, float]:
+def load(port: int, script: Path, seconds: float, connections: int) -> tuple[str, float]:
     """Run wrk; return what it said and the seconds of CPU it used."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", "--latency"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -241,19 +244,21 @@ def _count(pubsub: PubSub, subscription: str) -> int:
 
 
 def _good(said: str) -> int:
-    return int(_number(r"(\d+) requests in", said)) - _bad(said)
+    return int(number(r"(\d+) requests in", said)) - _bad(said)
 
 
 def _bad(said: str) -> int:
-    return int(_number(r"Non-2xx or 3xx responses: (\d+)", said))
+    return int(number(r"Non-2xx or 3xx responses: (\d+)", said))
 
 
-def _number(pattern: str, said: str) -> float:
+def number(pattern: str, said: str) -> float:
+    """Return the number that wrk said, 0.0 where it did not."""
     found = re.search(pattern, said)
     return float(found[1]) if found else 0.0
 
 
-def _ms(percentile: str, said: str) -> float:
+def milliseconds(percentile: str, said: str) -> float:
+    """Return a percentile of the latency that wrk said, 0.0 where it did not."""
     found = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s)\b", said)
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1_000.0}[found[2]] if found else 0.0
 

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: llhttp (by httptools) parses, this holds the limits, the times and the order of answers.
 
 Requests of one connection are answered one after the other, in order. Nothing that a client does raises out of here.
-Why not a ready-made server: docs/decisions/0007-http-server.md.
+Why not a ready-made server: docs/decisions/0008-http-server.md.
 """
 
 import asyncio

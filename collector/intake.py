@@ -54,6 +54,8 @@ def take_body(call: Call) -> Outcome:
     check_media(request.headers)
     encoding = encoding_of(request.headers)
     source = source_of_head(request, call.sources, call.now_us)
+    if source is not None:  # in the order in which a head is judged
+        check_origin(request, source)
     if not request.body and check_length(request.headers, call.limits) is None:
         raise Refusal(Code.LENGTH_REQUIRED, "no body, and no content-length that says so")
     if source is None:
@@ -62,7 +64,7 @@ def take_body(call: Call) -> Outcome:
         except Rejected as rejected:
             raise no_key() from rejected
         source = source_of_body(text, call.sources, call.now_us)
-    check_origin(request, source)
+        check_origin(request, source)
     return _take(call, source, Sent(request.body, encoding))
 
 

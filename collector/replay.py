@@ -21,6 +21,7 @@ CHUNK_BYTES = 1 << 20
 """Of a request: small enough for an answer in good time, large enough for 20 MB/s at 50 ms a request."""
 
 _TIMEOUT_S = 10.0
+_LAST_TRIES_S = 2.0  # whoever ends waits so long for a Pub/Sub that was away; gRPC itself pauses up to 1 s
 _IDLE_S = 1.0  # how often an empty spool is looked at without being told
 _RETRY_S = 0.1
 _SPOOL_RETRY_S = 1.0
@@ -82,6 +83,7 @@ class Replay:
         self._clock = clock
         self._woken = asyncio.Event()
         self._hurrying = False
+        self._last_try_s = 0.0
         self._flowing = False  # the last request passed
         self._idle = False  # there was nothing to send
         self._stuck = False  # all was called unfit
@@ -93,8 +95,12 @@ class Replay:
             self._woken.set()
 
     def hurry(self) -> None:
-        """Send what is left as fast as it goes; `run` returns when the spool is empty or nothing passes."""
+        """Send what is left as fast as it goes; `run` returns when the spool is empty or nothing passes.
+
+        Whether anything passes is tried for a moment, be a probe due or not.
+        """
         self._hurrying = True
+        self._last_try_s = self._clock() + _LAST_TRIES_S
         self._woken.set()
 
     async def run(self) -> None:
@@ -116,13 +122,15 @@ class Replay:
             await self._sleep(pause_s)
 
     def _waits_for_pubsub(self) -> bool:
-        return self._stuck or not (self._link.breaker.closed or self._flowing)
+        if self._link.breaker.closed or self._flowing:
+            return self._stuck
+        return bool(self._link.refusal) or self._clock() >= self._last_try_s
 
     async def _step(self) -> float:
         """Send one chunk, where that may be; return the seconds to wait before the next step."""
         breaker = self._link.breaker
         probing = not breaker.closed and not self._flowing
-        if probing and (left_s := breaker.pause_left_s(self._clock())) > 0:
+        if probing and not self._hurrying and (left_s := breaker.pause_left_s(self._clock())) > 0:
             return left_s
         await self._let_live_traffic_go_first()
         chunk = (await asyncio.to_thread(self._spool.oldest, CHUNK_BYTES))[:MAX_MESSAGES]
@@ -132,11 +140,14 @@ class Replay:
             self._flowing = False
             return _IDLE_S
         if probing:
-            if not breaker.try_probe(self._clock()):  # closed meanwhile, or live traffic is trying
+            if not self._hurrying and not breaker.try_probe(
+                self._clock()
+            ):  # closed meanwhile, or live traffic is trying
                 return _RETRY_S
             chunk = chunk[:1]
         acknowledged = self._link.counts.requests
-        sent_bytes = await self._send(chunk)
+        hurried = probing and self._hurrying
+        sent_bytes = await self._send(chunk, max(_RETRY_S, self._last_try_s - self._clock()) if hurried else _TIMEOUT_S)
         self._flowing = True
         was_stuck = self._stuck
         self._stuck = bool(self._suspects) and self._link.counts.requests == acknowledged
@@ -146,11 +157,11 @@ class Replay:
             return _STUCK_S
         return 0.0 if self._hurrying else sent_bytes / self._bytes_per_s
 
-    async def _send(self, chunk: Spooled) -> int:
+    async def _send(self, chunk: Spooled, timeout_s: float) -> int:
         """Publish and settle; halve what is unfit until the messages to blame are alone. Returns bytes sent."""
         parts = [encode(message) for _, message in chunk]
         try:
-            await self._link.publish(parts, _TIMEOUT_S)
+            await self._link.publish(parts, timeout_s)
         except PublishFailed as error:
             if error.failure is not Failure.UNFIT:
                 raise
@@ -158,7 +169,7 @@ class Replay:
                 await self._suspect(*chunk[0], str(error))
                 return 0
             half = len(chunk) // 2
-            return await self._send(chunk[:half]) + await self._send(chunk[half:])
+            return await self._send(chunk[:half], timeout_s) + await self._send(chunk[half:], timeout_s)
         await self._settle([place for place, _ in chunk])
         self.messages += len(chunk)
         return sum(map(len, parts))

@@ -105,6 +105,8 @@ class Spooling:
             self.failed_s = -math.inf
             if not one.waiting.settled:
                 self._spooled(one.waiting)
+        while self._under_way and self._under_way[0].future.done() and self._under_way[0].waiting.settled:
+            self._under_way.popleft()  # else their bodies stay in memory until the timer's time, for seconds
 
     def _expire(self) -> None:
         """Give up what the disk has kept waiting for too long; come back for the next."""

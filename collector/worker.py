@@ -82,6 +82,8 @@ class Worker:
         cut_off = await self._listener.drain(self._settings.drain_s / 2)
         if cut_off:
             log.warning("connections were cut off", connections=cut_off)
+        with contextlib.suppress(TimeoutError):  # what the dead left is ending, too
+            await asyncio.wait_for(self._adopt_once(), self._settings.drain_s / 4)
         left = await self._deliverer.drain(max(1.0, self._settings.drain_s - (loop.time() - started_s)))
         for each in background:
             each.cancel()
@@ -114,13 +116,16 @@ class Worker:
         """Take over what dead workers left: a worker that ends in a rolling restart ends after the new one began."""
         while True:
             await asyncio.sleep(_ADOPT_EVERY_S)
-            try:
-                adopted = await asyncio.to_thread(self._spool.adopt)
-            except (SpoolError, SpoolVersionError) as error:
-                log.warning("nothing could be adopted", problem=str(error))
-                continue
-            if adopted:
-                self._deliverer.replay.wake()
+            await self._adopt_once()
+
+    async def _adopt_once(self) -> None:
+        try:
+            adopted = await asyncio.to_thread(self._spool.adopt)
+        except (SpoolError, SpoolVersionError) as error:
+            log.warning("nothing could be adopted", problem=str(error))
+            return
+        if adopted:
+            self._deliverer.replay.wake()
 
     def _connections(self) -> dict[str, tuple[str, float]]:
         return {

@@ -42,6 +42,11 @@ class _Process:
         self._reports: list[asyncio.Future[News]] = []
         self._hearing = asyncio.create_task(self._hear())
 
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.returncode is None
+
     async def _hear(self) -> None:
         while (news := await self.control.hear(News)) is not None:
             if news.metrics is not None:
@@ -96,6 +101,7 @@ class Workers:
         self._settings = settings
         self._sockets = sockets
         self._current: dict[int, _Process] = {}
+        self._living: list[_Process] = []
         self._watching: list[asyncio.Task[None]] = []
         self._replacing = asyncio.Lock()
         self._started = False
@@ -142,11 +148,12 @@ class Workers:
                 log.info("a worker was replaced", worker=slot, pid=new.process.pid)
 
     async def drain(self) -> bool:
-        """End all; return whether all ended in order."""
+        """End all; return whether all that lived ended in order. Those that had died before were told of then."""
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
-        codes = await asyncio.gather(*(self._end(worker) for worker in self._current.values()))
+        # Not only the current ones: in the middle of a replacement there is one more, and it may hold requests.
+        codes = await asyncio.gather(*(self._end(worker) for worker in self._living if worker.lives))
         return not any(codes)
 
     async def _end(self, worker: _Process) -> int:
@@ -154,15 +161,22 @@ class Workers:
 
     async def _spawn(self, slot: int, *, first: bool = False) -> _Process:
         ours, theirs = socket.socketpair()
-        with theirs:
-            listening = self._sockets[slot].fileno()
-            settings = msgspec.json.encode(self._settings).decode()
-            arguments = [str(theirs.fileno()), str(listening), str(slot), "1" if first else "0", settings]
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "millrace.collector.worker", *arguments,
-                pass_fds=(theirs.fileno(), listening), stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        return _Process(process, await Control.open(ours))
+        control = await Control.open(ours)
+        try:
+            with theirs:
+                listening = self._sockets[slot].fileno()
+                settings = msgspec.json.encode(self._settings).decode()
+                arguments = [str(theirs.fileno()), str(listening), str(slot), "1" if first else "0", settings]
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "millrace.collector.worker", *arguments,
+                    pass_fds=(theirs.fileno(), listening), stdin=subprocess.DEVNULL,
+                )  # fmt: skip
+        except BaseException:
+            control.close()
+            raise
+        worker = _Process(process, control)  # noted before anything is awaited: a cancelled caller leaves no orphan
+        self._living = [*(each for each in self._living if each.lives), worker]
+        return worker
 
     async def _watch(self, slot: int) -> None:
         """Start another worker whenever this slot's dies."""
@@ -179,4 +193,7 @@ class Workers:
                 log.error("a worker died and is replaced", worker=slot, code=code, lived_s=round(lived_s, 1))
                 worker.control.close()
                 await asyncio.sleep(pause_s)
-                self._current[slot] = await self._spawn(slot)
+                try:
+                    self._current[slot] = await self._spawn(slot)
+                except OSError as error:  # no memory, say: the dead one stays the slot's, so it is tried again
+                    log.error("a worker cannot be started now", worker=slot, problem=str(error))  # noqa: TRY400

@@ -324,6 +324,16 @@ def test_what_comes_while_it_drains_is_spooled_and_sent_with_the_rest() -> None:
     run_virtually(main())
 
 
+def test_what_is_spooled_takes_no_memory_any_more() -> None:
+    async def main() -> None:
+        slow = MemorySpool(takes_s=0.1)
+        async with delivery(MemoryPubSub(fails=Failure.REFUSED), slow, spool_wait_s=60.0) as running:
+            assert set(await running.send(*(f"m{number}" for number in range(10)))) == {"spooled"}
+            assert not running.deliverer._spooling._under_way
+
+    run_virtually(main())
+
+
 def test_drain_waits_for_what_is_on_its_way() -> None:
     async def main() -> None:
         async with delivery(MemoryPubSub(takes_s=0.5)) as running:
@@ -360,6 +370,32 @@ def test_drain_empties_the_spool_where_pubsub_takes_it() -> None:
             assert len(running.spool.held) > 1_000
             assert await running.deliverer.drain(5.0) == Left(0, 0)
             assert sorted(running.pubsub.stored) == sorted(f"m{number}" for number in range(3_000))
+
+    run_virtually(main())
+
+
+def test_drain_asks_once_more_whether_pubsub_is_back_though_no_probe_is_due() -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(fails=Failure.PASSING)) as running:
+            await running.send("a", "b", "c", "d")
+            await asyncio.sleep(60)  # the pauses between probes are as long as they get
+            while running.deliverer.breaker.pause_left_s(_now()) < 4:
+                await asyncio.sleep(0.1)
+            running.pubsub.fails = None
+            assert await running.deliverer.drain(20.0) == Left(0, 0)
+            assert sorted(running.pubsub.stored) == ["a", "b", "c", "d"]
+
+    run_virtually(main())
+
+
+def test_drain_does_not_wait_for_pubsub_that_is_silent() -> None:
+    async def main() -> None:
+        async with delivery(MemoryPubSub(takes_s=math.inf)) as running:
+            await running.send("a", "b", "c", "d")
+            await asyncio.sleep(60)
+            started_s = _now()
+            assert (await running.deliverer.drain(60.0)).messages == 4
+            assert _now() - started_s < 13  # a try may be under way, and is given its time
 
     run_virtually(main())
 

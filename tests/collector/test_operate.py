@@ -171,6 +171,32 @@ def test_a_worker_that_dies_is_replaced_and_what_it_had_spooled_is_taken_over(tm
     assert names == {f"m{number}" for number in range(6)}
 
 
+def test_a_worker_that_died_just_before_the_end_is_told_of_then_and_does_not_make_the_end_a_failure(tmp_path):
+    data = tmp_path / "broker"
+    with broker_process(data) as server, PubSub(server.address) as pubsub:
+        topic = pubsub.create_topic("events")
+        subscription = pubsub.create_subscription(topic, "archive")
+        port = int(server.address.rpartition(":")[2])
+        with serving(tmp_path, server.address, topic, "--workers", "2") as running:
+            server.kill()
+            assert {post(running.port, f"m{number}") for number in range(6)} == {200}
+            with broker_process(data, port=port), PubSub(server.address, pubsub.project) as again:
+                os.kill(running.worker_pids()[0], signal.SIGKILL)
+                wait_until(lambda: running.logged("a worker died"))  # and it waits a moment before it starts another
+                assert running.end() == 0
+                names = {json.loads(each.message.data)["messageId"] for each in again.drain(subscription)}
+    assert names == {f"m{number}" for number in range(6)}  # what the dead one had spooled, too
+
+
+def test_an_end_in_the_middle_of_a_replacement_waits_for_all_workers(pubsub, topic, tmp_path):
+    with serving(tmp_path, pubsub.address, topic, "--workers", "2") as running:
+        workers = set(running.worker_pids())
+        running.process.send_signal(signal.SIGUSR2)
+        workers.update(wait_until(lambda: found if len(found := running.worker_pids()) == 3 else None))
+        assert running.end() == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
 def test_workers_end_by_themselves_when_the_main_process_is_killed(pubsub, topic, tmp_path):
     with serving(tmp_path, pubsub.address, topic, "--workers", "2") as running:
         workers = running.worker_pids()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millrace.collector.limits import Limits
@@ -66,6 +66,9 @@ def test_any_request_gets_a_documented_answer(request: Request) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS)
+@example(
+    Request("POST", "/v1/batch", b"", {b"authorization": basic(BROWSER_KEY), b"origin": b"null"}, b"", "192.0.2.1")
+)
 def test_whoever_is_not_admitted_would_have_been_refused_with_the_same_answer(request: Request) -> None:
     refusal = admit(request, SOURCES, NOW_US, LIMITS)
     if refusal is not None:

@@ -111,8 +111,10 @@ def door(
     opened.thread.start()
     try:
         opened.call(opened.listener.start([opened.socket]))
-        yield opened
-        opened.call(opened.listener.drain(5.0))
+        try:
+            yield opened
+        finally:  # after a failure, too: an event loop with an open server does not end
+            opened.call(opened.listener.drain(5.0))
         assert opened.listener.connections == 0
         assert opened.listener.held_bytes == 0
     finally:

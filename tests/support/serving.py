@@ -11,8 +11,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from millrace.collector.keys import Kind, stored
@@ -90,14 +91,17 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, broker: str, topic: str, *flags: str, sources: Path | None = None) -> Iterator[Serving]:
+def serving(
+    folder: Path, broker: str, topic: str, *flags: str, sources: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Serving]:  # fmt: skip
     """Run a collector on free ports, with its spool in the folder; killed at the end if it still runs."""
     path = sources or write_sources(folder)
     command = [
         sys.executable, "-m", "millrace.collector.run", "--topic", topic, "--sources", str(path), "--port", "0",
         "--admin_port", "0", "--spool", str(folder / "spool"), "--log", "json", *flags,
     ]  # fmt: skip
-    environment = {**os.environ, "PUBSUB_EMULATOR_HOST": broker}
+    environment = {**os.environ, "PUBSUB_EMULATOR_HOST": broker, **environment}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
