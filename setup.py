@@ -27,6 +27,7 @@ setup(
     },
     install_requires=[
         "apache-beam[gcp]==2.77.0",
+        "cryptography>=41",
         "deltalake>=1.6.3,<2",
         "duckdb>=1.4",
         "fastavro>=1.11",

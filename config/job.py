@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.yaml_page import Mistake, Page
 from millrace.transforms.steps import Step
 
@@ -32,16 +33,18 @@ class ConfigError(Exception):
 class JobConfig:
     """What the stages do; each field is named as its section."""
 
+    privacy: Privacy | None = None
     enrich: tuple[Step, ...] = ()
     transforms: tuple[Step, ...] = ()
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
-        return tuple(field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        steps = (field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        return (*(self.privacy.adds if self.privacy else ()), *steps)
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"privacy": read_privacy}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 

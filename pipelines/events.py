@@ -25,6 +25,7 @@ from millrace.sinks.archive import Tables, WriteArchive, WriteRecords
 from millrace.sinks.storage import StorageError
 from millrace.transforms.decode import DecodeEnvelopes
 from millrace.transforms.order import OrderPerUser
+from millrace.transforms.protect import ProtectEvents
 from millrace.transforms.read import ReadEnvelopes
 from millrace.transforms.steps import RunSteps
 from millrace.transforms.subscriber import Limits
@@ -37,7 +38,8 @@ def build(
     decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
         batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
     )
-    ordered = decoded.batches | "OrderPerUser" >> OrderPerUser(
+    protected = (decoded.batches, decoded.dead_letters) | "ProtectEvents" >> ProtectEvents(config.privacy)
+    ordered = protected.batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
@@ -47,9 +49,9 @@ def build(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
     )
     (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
-    letters = (decoded.dead_letters, enriched.dead_letters, transformed.dead_letters)
+    letters = (protected.dead_letters, enriched.dead_letters, transformed.dead_letters)
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
-    left_out = (enriched.dropped, transformed.dropped)
+    left_out = (protected.dropped, enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
 
 
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if kind is Kind.DATAFLOW:
             check.shared(tables)
+        if kind is Kind.ONE_NODE:
+            check.privacy(config.privacy)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
         check.tables(tables, config, options.shards)
