@@ -105,13 +105,14 @@ def read_privacy(page: Page, node: yaml.Node) -> Privacy:
     """Read the section; what is wrong is noted, and left out."""
     of = page.members(node, "privacy", ("keys", "fields", "consent", "suppression", "unreadable"))
     keys = _keys(page, of.get("keys"))
-    rules = [_rule(page, each) for each in page.items(of.get("fields"), "privacy: fields")]
+    items = page.items(of.get("fields"), "privacy: fields")
+    rules = [_rule(page, each) for each in items]
     found = [rule for rule in rules if rule is not None]
     if "keys" not in of:
-        for item, rule in zip(page.items(of.get("fields"), "privacy: fields"), rules, strict=True):
+        for item, rule in zip(items, rules, strict=True):
             if rule is not None and rule.policy in KEYED:
                 page.wrong(item, f"privacy: fields: {rule.policy} needs a key; add keys: [{{version, secret}}]")
-    _unreachable(page, page.items(of.get("fields"), "privacy: fields"), rules)
+    _unreachable(page, items, rules)
     return Privacy(
         rules=tuple(found),
         keys=keys,
