@@ -66,22 +66,26 @@ class _Of:
 
     def __init__(self, rules: Sequence[Rule], keys: Keys) -> None:
         self.tree = Tree()
-        in_batch: list[tuple[Path, ProtectJson, bool]] = []
-        acts: dict[str, ProtectJson] = {}
         self.attributes: dict[str, Protect] = {}
         self.ip: Scanner | None = None
+        acts: dict[str, ProtectJson] = {}
+        places: list[tuple[Path, ProtectJson, bool]] = []
+        taken: set[Path] = set()
         for rule in rules:
-            act, whole = on_json(rule, keys), rule.policy != "keep"
+            if rule.path in taken:
+                continue
+            taken.add(rule.path)
+            act, is_kept = on_json(rule, keys), rule.policy == "keep"
             for path in wire_paths(rule.path):
-                in_batch.append((path, act, whole))
-                if whole:
+                places.append((path, act, not is_kept))
+                if not is_kept:
                     acts.setdefault(path.keys[-1], act)
             if rule.path.column in _ATTRIBUTES:
-                self.attributes.setdefault(_ATTRIBUTES[rule.path.column], on_text(rule, keys))
-            if rule.path.column == "context_ip" and whole:
-                self.ip = self.ip or Scanner({IP: act})
+                self.attributes[_ATTRIBUTES[rule.path.column]] = on_text(rule, keys)
+            if rule.path.column == "context_ip" and not is_kept:
+                self.ip = Scanner({IP: act})
         for before in ((), ("batch",)):
-            for path, act, whole in in_batch:
+            for path, act, whole in places:
                 self.tree.add((*before, *path.keys), act, each=path.each, whole=whole)
         self.keys = Scanner(acts)
 

@@ -85,14 +85,16 @@ class Suppression:
 
 def _signature(file: str) -> tuple[object, ...]:
     try:
-        (found,) = FileSystems.match([file])[0].metadata_list
+        found = FileSystems.match([file])[0].metadata_list
     except Exception as error:  # noqa: BLE001  each file system has its own errors
         raise _unreadable(file, error) from None
-    return found.size_in_bytes, found.last_updated_in_seconds
+    if not found:
+        raise SuppressionError(f"the suppression list {file} is not there: write one id a line, or remove the setting")
+    return found[0].size_in_bytes, found[0].last_updated_in_seconds
 
 
 def _unreadable(file: str, error: Exception) -> SuppressionError:
     return SuppressionError(
-        f"the suppression list {file} cannot be read ({type(error).__name__}): write it there, one id a line, and let "
-        "the job read it"
+        f"the suppression list {file} cannot be read ({type(error).__name__}): let the job read it, as text with one "
+        "id a line"
     )

@@ -1,6 +1,8 @@
 """The section `privacy:`: what it means, and every mistake with its line and what to do."""
 
+import re
 import textwrap
+from pathlib import Path as FilePath
 
 import pytest
 
@@ -80,44 +82,73 @@ def test_consent_adds_its_column_and_nothing_else_does():
     [
         ("field: context_ip", "4: policy is missing; write {field: context_ip, policy: truncate}"),
         ("policy: drop", "4: field is missing; write {field: context_ip, policy: truncate}"),
-        ("field: context_ip, policy: truncat", "4: context_ip: policy: 'truncat' is not one of its values; did you mean "
-         "truncate?"),
+        (
+            "field: context_ip, policy: truncat",
+            ("4: context_ip: policy: 'truncat' is not one of its values; did you mean truncate?"),
+        ),
         ("field: context_ip, polcy: drop", "4: 'polcy' is not known here; did you mean policy?"),
         ("field: ip, policy: drop", f"4: 'ip' is no field; write {PATHS}"),
         ("field: [a], policy: drop", "4: field: has to be a text; put a list in quotes if it is meant so"),
         ("field: properties..a, policy: drop", f"4: 'properties..a' is no path; write {PATHS}; put odd keys in quotes"),
-        ("field: 'properties.a b', policy: drop", f"4: 'properties.a b' is no path; write {PATHS}; put odd keys in quotes"),
+        (
+            "field: 'properties.a b', policy: drop",
+            f"4: 'properties.a b' is no path; write {PATHS}; put odd keys in quotes",
+        ),
         ("field: 'properties.', policy: drop", f"4: 'properties.' is no path; write {PATHS}; put odd keys in quotes"),
-        ("field: 'properties.a[0]', policy: drop", f"4: 'properties.a[0]' is no path; write {PATHS}; put odd keys in "
-         "quotes"),
+        (
+            "field: 'properties.a[0]', policy: drop",
+            (f"4: 'properties.a[0]' is no path; write {PATHS}; put odd keys in quotes"),
+        ),
         ("field: context.ip, policy: drop", "4: 'context.ip' is in a column; write context_ip"),
         ("field: context.userAgent, policy: drop", "4: 'context.userAgent' is in a column; write context_user_agent"),
-        ("field: context.traits.email, policy: drop", "4: 'context.traits.email' is in a column; write "
-         "context_rest.traits.email"),
-        ("field: user_key, policy: hash", "4: user_key cannot be changed: it follows user_id and anonymous_id; write "
-         "rules for these"),
+        (
+            "field: context.traits.email, policy: drop",
+            ("4: 'context.traits.email' is in a column; write context_rest.traits.email"),
+        ),
+        (
+            "field: user_key, policy: hash",
+            ("4: user_key cannot be changed: it follows user_id and anonymous_id; write rules for these"),
+        ),
         ("field: message_id, policy: hash", "4: message_id cannot be changed: order, copies and accounts hang on it"),
         ("field: user_id, policy: drop", "4: user_id: drop would leave events without their user; hash or encrypt it"),
-        ("field: anonymous_id, policy: truncate, characters: 3",
-         "4: anonymous_id: truncate would leave events without their user; hash or encrypt it"),
-        ("field: traits, policy: hash", "4: traits: a whole column of JSON is dropped or kept; for hash name a path in "
-         "it"),
-        ("field: context_ip, policy: truncate, characters: 3", "4: context_ip: an address is truncated to its network; "
-         "remove this"),
-        ("field: context_ip, policy: drop, types: [track]", "4: context_ip: an address is protected before its event "
-         "can be read; only sources can be named here"),
-        ("field: context_locale, policy: truncate", "4: context_locale: truncate without characters is for addresses; "
-         "write how many characters are left"),
-        ("field: context_locale, policy: hash, characters: 2", "4: context_locale: only truncate has characters; remove "
-         "this from hash"),
-        ("field: context_locale, policy: truncate, characters: 0", "4: context_locale: characters: has to be a whole "
-         "number from 1 to 100,000, not '0'"),
-        ("field: properties.a, policy: drop, types: [tracks]", "4: properties.a: types: 'tracks' is none; there are: "
-         "identify, track, page, screen, group, alias"),
-        ("field: properties.a, policy: drop, sources: []", "4: properties.a: sources is empty; write those that the "
-         "rule is for, or remove it for all"),
+        (
+            "field: anonymous_id, policy: truncate, characters: 3",
+            "4: anonymous_id: truncate would leave events without their user; hash or encrypt it",
+        ),
+        (
+            "field: traits, policy: hash",
+            ("4: traits: a whole column of JSON is dropped or kept; for hash name a path in it"),
+        ),
+        (
+            "field: context_ip, policy: truncate, characters: 3",
+            ("4: context_ip: an address is truncated to its network; remove this"),
+        ),
+        (
+            "field: context_ip, policy: drop, types: [track]",
+            ("4: context_ip: an address is protected before its event can be read; only sources can be named here"),
+        ),
+        (
+            "field: context_locale, policy: truncate",
+            ("4: context_locale: truncate without characters is for addresses; write how many characters are left"),
+        ),
+        (
+            "field: context_locale, policy: hash, characters: 2",
+            ("4: context_locale: only truncate has characters; remove this from hash"),
+        ),
+        (
+            "field: context_locale, policy: truncate, characters: 0",
+            ("4: context_locale: characters: has to be a whole number from 1 to 100,000, not '0'"),
+        ),
+        (
+            "field: properties.a, policy: drop, types: [tracks]",
+            ("4: properties.a: types: 'tracks' is none; there are: identify, track, page, screen, group, alias"),
+        ),
+        (
+            "field: properties.a, policy: drop, sources: []",
+            ("4: properties.a: sources is empty; write those that the rule is for, or remove it for all"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_rule_is_told_with_its_line_and_what_to_do(rule: str, said: str):
     assert said in of_rule(rule)
 
@@ -172,5 +203,26 @@ def test_a_plain_secret_is_a_mistake_with_its_line_and_is_not_repeated(keys: str
 
 
 def test_all_mistakes_are_told_at_once():
-    found = mistakes("privacy:\n  unreadable: never\n  fields:\n    - {field: ip, policy: drop}\n    - {policy: drop}\n")
+    found = mistakes(
+        "privacy:\n  unreadable: never\n  fields:\n    - {field: ip, policy: drop}\n    - {policy: drop}\n"
+    )
     assert [each.partition(":")[0] for each in found] == ["2", "4", "5"]
+
+
+def documented(name: str) -> list[str]:
+    """Return the sections `privacy:` that a document shows."""
+    text = (FilePath(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    return [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("privacy:")]
+
+
+@pytest.mark.parametrize("name", ["privacy.md", "config.md"])
+def test_what_the_documents_show_is_right(name: str):
+    (shown,) = documented(name)
+    assert read(shown).rules
+
+
+def test_the_document_lists_every_key():
+    text = (FilePath(__file__).parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
+    section = text.split("\n## privacy\n")[1].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE)
+    assert mistakes("privacy: {x: 1}") == [f"1: privacy: 'x' is not known here; there are: {', '.join(listed)}"]

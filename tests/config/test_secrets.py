@@ -1,5 +1,6 @@
 """Secrets: named by reference, resolved where they are used, and shown nowhere."""
 
+import importlib
 import pickle
 import types
 from pathlib import Path
@@ -52,20 +53,20 @@ def test_a_file_is_read_without_the_end_of_its_line(tmp_path: Path):
 
 
 def test_google_s_secret_manager_is_asked_for_the_version(monkeypatch: pytest.MonkeyPatch):
-    from google.cloud import secretmanager  # type: ignore[attr-defined,unused-ignore]
-
+    secretmanager = importlib.import_module("google.cloud.secretmanager")
     asked: list[str] = []
 
     class Client:
         def access_secret_version(self, *, name: str, timeout: float) -> Any:
+            assert timeout > 0
             asked.append(name)
             if name.endswith("/4"):
-                raise NotFound("hunter2")  # type: ignore[no-untyped-call,unused-ignore]
+                raise NotFound("hunter2")
             return types.SimpleNamespace(payload=types.SimpleNamespace(data=b"hunter2"))
 
     monkeypatch.setattr(secretmanager, "SecretManagerServiceClient", Client)
     assert SecretReference.parse(f"gcp-sm:{NAME}").resolve().reveal() == b"hunter2"
-    with pytest.raises(SecretError, match="roles/secretmanager.secretAccessor") as caught:
+    with pytest.raises(SecretError, match=r"roles/secretmanager\.secretAccessor") as caught:
         SecretReference.parse("gcp-sm:projects/p/secrets/s/versions/4").resolve()
     assert "hunter2" not in str(caught.value)
     assert asked == [NAME, "projects/p/secrets/s/versions/4"]

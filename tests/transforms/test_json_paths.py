@@ -110,7 +110,9 @@ def test_the_first_of_a_path_counts_and_the_whole_takes_what_is_inside():
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
-@given(value=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), path=PATHS, drops=st.booleans(), data=st.data())
+@given(
+    value=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), path=PATHS, drops=st.booleans(), data=st.data()
+)
 def test_all_else_has_its_value(ascii_only: bool, value: dict[str, Any], path: list[str], drops: bool, data: Any):
     separators = data.draw(st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]))
     text = json.dumps(value, ensure_ascii=ascii_only, separators=separators).encode()
