@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -143,8 +144,9 @@ def _may_have(column: pa.Array, tree: Tree) -> pa.Array:
     searched = {place.quoted for place in places}
     if _has_backslash(column):
         searched |= {place.escape for place in places}
-    masks = [pc.match_substring(column, each.decode()) for each in sorted(searched)]
-    return pc.fill_null(functools.reduce(pc.or_, masks), False)
+    # One automaton for all of them: twice as fast as a search for one text.
+    pattern = "|".join(re.escape(each.decode()) for each in sorted(searched))
+    return pc.fill_null(pc.match_substring_regex(column, pattern), False)
 
 
 def _has_backslash(column: pa.StringArray) -> bool:

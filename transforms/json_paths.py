@@ -84,8 +84,17 @@ def _rewrite_array(text: bytes, tree: Tree) -> bytes:
 
 
 def _rewrite_object(text: bytes, tree: Tree) -> bytes:
-    members = _members(text)
+    unclear = []
     for key, child in tree.children.items():
+        left = _rewritten_at_once(text, child)
+        if left is None:
+            unclear.append((key, child))
+        else:
+            text = left
+    if not unclear:
+        return text
+    members = _members(text)
+    for key, child in unclear:
         value = members.get(key)
         if value is None:
             continue
@@ -100,6 +109,32 @@ def _rewrite_object(text: bytes, tree: Tree) -> bytes:
             spliced = _splice(text, child.quoted, old, new) if is_there_once else None
             text = _encode(members) if spliced is None else spliced
     return text
+
+
+def _rewritten_at_once(text: bytes, child: Tree) -> bytes | None:
+    """Do it to a member that is not there, or a plain text that is found without parsing; None: this takes more care.
+
+    Without a backslash in the text a quote begins or ends a string. So a key that stands once, before which no object
+    or array opens, is a member's of the outermost object.
+    """
+    if b"\\" in text:
+        return None
+    at = text.find(child.quoted)
+    if at < 0:
+        return text
+    colon = at + len(child.quoted)
+    if child.act is None or text.find(child.quoted, colon) >= 0 or text[colon : colon + 2] != b':"':
+        return None
+    if text.find(b"{", 1, at) >= 0 or text.find(b"[", 1, at) >= 0:
+        return None
+    end = text.find(b'"', colon + 2) + 1
+    if not end:
+        return None
+    old = text[colon + 1 : end]
+    new = child.act(old)
+    if new is None:
+        return _splice(text, child.quoted, old, None)
+    return text if new == old else b"%b%b%b" % (text[: colon + 1], new, text[end:])
 
 
 def _splice(text: bytes, quoted: bytes, old: bytes, new: bytes | None) -> bytes | None:

@@ -55,13 +55,14 @@ def test_a_file_is_read_without_the_end_of_its_line(tmp_path: Path):
 def test_google_s_secret_manager_is_asked_for_the_version(monkeypatch: pytest.MonkeyPatch):
     secretmanager = importlib.import_module("google.cloud.secretmanager")
     asked: list[str] = []
+    not_found: Any = NotFound
 
     class Client:
         def access_secret_version(self, *, name: str, timeout: float) -> Any:
             assert timeout > 0
             asked.append(name)
             if name.endswith("/4"):
-                raise NotFound("hunter2")
+                raise not_found("hunter2")
             return types.SimpleNamespace(payload=types.SimpleNamespace(data=b"hunter2"))
 
     monkeypatch.setattr(secretmanager, "SecretManagerServiceClient", Client)
