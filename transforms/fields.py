@@ -40,7 +40,7 @@ def spread(rules: Sequence[Rule]) -> list[Rule]:
 
 
 class Fields:
-    """What a job's rules do to batches of events. Not for use by several threads."""
+    """What a job's rules do to batches of events."""
 
     def __init__(self, rules: Sequence[Rule], keys: Keys) -> None:
         self._rules = spread(rules)

@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from apache_beam.utils.shared import Shared
 
 from millrace.config.privacy import CONSENT_DENIED, KEYED, USER_COLUMNS, Privacy
 from millrace.schemas import dropped
@@ -39,7 +40,10 @@ class Protected(NamedTuple):
 
 
 class Protection:
-    """A job's privacy settings, with the secrets and lists that they name. Not pickled; not for several threads."""
+    """A job's privacy settings, with the secrets and lists that they name; not pickled.
+
+    Threads may share one: what it remembers are caches, in which the worst race is to do a thing twice.
+    """
 
     def __init__(self, settings: Privacy) -> None:
         """Load what the settings name.
@@ -134,23 +138,25 @@ class ProtectEvents(beam.PTransform):
 
     def expand(self, decoded: Any) -> "Doors":  # two collections: Beam has no type for that
         batches, letters = decoded
-        doors = batches | "Protect" >> beam.ParDo(_ProtectFn(self.settings)).with_output_types(
+        shared = Shared()
+        doors = batches | "Protect" >> beam.ParDo(_ProtectFn(self.settings, shared)).with_output_types(
             pa.RecordBatch, dropped=pa.RecordBatch
         ).with_outputs("dropped", main="batches")
-        protected = letters | "ProtectLetters" >> beam.ParDo(_ProtectLettersFn(self.settings)).with_output_types(
-            pa.RecordBatch
-        )
+        protect_letters = beam.ParDo(_ProtectLettersFn(self.settings, shared))
+        protected = letters | "ProtectLetters" >> protect_letters.with_output_types(pa.RecordBatch)
         return Doors(doors.batches, protected, doors.dropped)
 
 
 class _ProtectionFn(beam.DoFn):
-    """Loads secrets where it runs, and never travels with them."""
+    """Loads secrets where it runs, and never travels with them; once for all that run in a process."""
 
-    def __init__(self, settings: Privacy | None) -> None:
+    def __init__(self, settings: Privacy | None, shared: Shared) -> None:
         self._settings = settings
+        self._shared = shared
 
     def setup(self) -> None:
-        self._protection = None if self._settings is None else Protection(self._settings)
+        settings = self._settings
+        self._protection = None if settings is None else self._shared.acquire(lambda: Protection(settings))
 
 
 class _ProtectFn(_ProtectionFn):

@@ -118,7 +118,7 @@ class _Of:
 
 
 class Letters:
-    """What a job's rules do to decode's dead letters. Not for use by several threads."""
+    """What a job's rules do to decode's dead letters."""
 
     def __init__(self, settings: Privacy, keys: Keys, suppression: Suppression | None) -> None:
         # The type and the name of what could not be read are not known: rules for some count for all, exceptions not.

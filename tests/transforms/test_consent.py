@@ -1,5 +1,6 @@
 """Consent: what the SDKs' forms deny, and whom that blocks."""
 
+import importlib
 import json
 from typing import Any
 
@@ -51,6 +52,17 @@ def told(context: dict[str, Any] | None) -> str | None:
 )  # fmt: skip
 def test_what_an_event_denies(context: dict[str, Any] | None, said: str | None):
     assert told(context) == said
+
+
+@pytest.mark.parametrize("package", ["rudderstack", "segment"])
+def test_what_the_python_sdks_put_around_it_is_heard(package: str):
+    client = importlib.import_module(f"{package}.analytics.client").Client("key", send=False)
+    said = []
+    for context in ({"consentManagement": RUDDER}, {"consent": SEGMENT}):
+        _, message = client.track(user_id="ann", event="Bought", context=context)
+        (row,) = denied(decode(json.dumps(message, default=str).encode()).batch.column("context_rest")).to_pylist()
+        said.append(row)
+    assert said == ['["C0002","C0004"]', '["Advertising","Functional"]']
 
 
 def test_a_key_spelled_with_escapes_is_heard():
