@@ -185,7 +185,9 @@ def _problems(rule: Rule, of: Mapping[str, yaml.Node]) -> Sequence[tuple[yaml.No
         found.append((of["characters"], f"only truncate has characters; remove this from {policy}"))
     if column in USER_COLUMNS and policy in ("drop", "truncate"):
         found.append((of["policy"], f"{policy} would leave events without their user; hash or encrypt it"))
-    if column in JSON_COLUMNS and not rule.path.keys and policy not in ("drop", "keep"):
+    if column in ("context_rest", "rest") and not rule.path.keys:
+        found.append((of["field"], "it holds whatever has no column; name a path in it"))
+    elif column in JSON_COLUMNS and not rule.path.keys and policy not in ("drop", "keep"):
         found.append((of["policy"], f"a whole column of JSON is dropped or kept; for {policy} name a path in it"))
     if column == "context_ip" and policy == "truncate" and "characters" in of:
         found.append((of["characters"], "an address is truncated to its network; remove this"))

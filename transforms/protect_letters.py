@@ -7,6 +7,7 @@ these are removed, unless `unreadable: keep`.
 """
 
 import gzip
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -25,6 +26,8 @@ from millrace.transforms.scan import Scanner
 from millrace.transforms.suppression import Suppression
 from millrace.transforms.unpack import unpack_body
 
+_LOG = logging.getLogger(__name__)
+
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ATTRIBUTES = {"context_ip": IP, "context_user_agent": USER_AGENT}
 _USER_KEYS = ("userId", "anonymousId")
@@ -37,13 +40,19 @@ _attributes = msgspec.json.Decoder(dict[str, str]).decode
 _json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def wire_paths(path: Path) -> list[Path]:
+_PREFIXES: dict[str, tuple[str, ...]] = {
+    "properties": ("properties",),
+    "traits": ("traits",),
+    "context_rest": ("context",),
+    "rest": (),
+}
+
+
+def wire_path(path: Path) -> Path:
     """Return where a column, or a value in one, is in an event as it came; the column of the result is empty."""
-    prefixes = {"properties": ("properties",), "traits": ("traits",), "context_rest": ("context",), "rest": ()}
     if path.column in JSON_COLUMNS:
-        keys: Sequence[str] = (*prefixes[path.column], *path.keys)
-        return [Path("", tuple(keys), path.each)] if keys else []
-    return [Path("", _WIRE[path.column])]
+        return Path("", (*_PREFIXES[path.column], *path.keys), path.each)
+    return Path("", _WIRE[path.column])
 
 
 def _wire_columns() -> dict[str, tuple[str, ...]]:
@@ -76,10 +85,10 @@ class _Of:
                 continue
             taken.add(rule.path)
             act, is_kept = on_json(rule, keys), rule.policy == "keep"
-            for path in wire_paths(rule.path):
-                places.append((path, act, not is_kept))
-                if not is_kept:
-                    acts.setdefault(path.keys[-1], act)
+            path = wire_path(rule.path)
+            places.append((path, act, not is_kept))
+            if not is_kept:
+                acts.setdefault(path.keys[-1], act)
             if rule.path.column in _ATTRIBUTES:
                 self.attributes[_ATTRIBUTES[rule.path.column]] = on_text(rule, keys)
             if rule.path.column == "context_ip" and not is_kept:
@@ -147,9 +156,10 @@ class Letters:
             known = _attributes(told) if told else {}
             kept = self._payload(payload, known, of)
             payloads.append(kept or b"")
-            removed = kept is None and payload
-            messages.append(message[: MESSAGE_CHARACTERS - len(_REMOVED)] + _REMOVED if removed else message)
-            count(STAGE, "payloads_removed", int(bool(removed)))
+            if kept is None and payload:
+                message = message[: MESSAGE_CHARACTERS - len(_REMOVED)] + _REMOVED  # noqa: PLW2901
+                count(STAGE, "payloads_removed", 1)
+            messages.append(message)
             for name, protect in of.attributes.items():
                 if name in known:
                     left = protect(known.pop(name))
@@ -172,6 +182,13 @@ class Letters:
 
     def _payload(self, payload: bytes, attributes: dict[str, str], of: _Of) -> bytes | None:
         """Return what may be kept of a payload; None: nothing."""
+        try:
+            return self._protected(payload, attributes, of)
+        except Exception as error:  # noqa: BLE001  never seen; its text may repeat the payload
+            _LOG.error("%s: a dead letter's payload could not be protected: %s", STAGE, type(error).__name__)
+            return None
+
+    def _protected(self, payload: bytes, attributes: Mapping[str, str], of: _Of) -> bytes | None:
         if payload[:2] == b"\x1f\x8b":
             try:
                 text = unpack_body(payload, {"content-encoding": "gzip"}, MAX_BODY_BYTES)

@@ -90,6 +90,7 @@ def test_consent_adds_its_column_and_nothing_else_does():
         ("field: ip, policy: drop", f"4: 'ip' is no field; write {PATHS}"),
         ("field: [a], policy: drop", "4: field: has to be a text; put a list in quotes if it is meant so"),
         ("field: properties..a, policy: drop", f"4: 'properties..a' is no path; write {PATHS}; put odd keys in quotes"),
+        ("field: rest, policy: drop", "4: rest: it holds whatever has no column; name a path in it"),
         (
             "field: 'properties.a b', policy: drop",
             f"4: 'properties.a b' is no path; write {PATHS}; put odd keys in quotes",

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.schemas import dead_letter
+from millrace.transforms import protect_letters
 from millrace.transforms.decode import decode_envelopes
 from tests.support.decoding import NOW_US, body, decode, envelope, event
 from tests.support.privacy import keys, protection, set_secrets
@@ -249,3 +250,14 @@ def test_of_a_suppressed_user_s_letter_the_payload_is_removed(named: dict[str, s
 def test_without_rules_letters_pass_as_they_came():
     found = decode_envelopes([envelope(b"oops", 0, ip=IP), envelope(event(type="x"), 1)], NOW_US).letters
     assert protection().protect_letters(found) is found
+
+
+def test_a_payload_at_which_we_fail_is_removed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def breaks(text: bytes, tree: Any) -> bytes:
+        raise KeyError(text)
+
+    monkeypatch.setattr(protect_letters, "rewrite", breaks)
+    (letter,) = letters(RULES, PRIVATE)
+    assert (letter["payload"], letter["message"].endswith("(the payload was removed: privacy)")) == (b"", True)
+    assert "KeyError" in caplog.text
+    assert "a@b" not in caplog.text
