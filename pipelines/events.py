@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from millrace.config.job import ConfigError, JobConfig, load_job
@@ -38,8 +39,13 @@ def build(
     decoded = envelopes | "DecodeEnvelopes" >> DecodeEnvelopes(
         batch_rows=options.decode_batch_rows, max_body_bytes=options.decode_body_mb * 1024 * 1024
     )
-    protected = (decoded.batches, decoded.dead_letters) | "ProtectEvents" >> ProtectEvents(config.privacy)
-    ordered = protected.batches | "OrderPerUser" >> OrderPerUser(
+    batches = decoded.batches
+    letters: tuple[beam.PCollection[pa.RecordBatch], ...] = (decoded.dead_letters,)
+    left_out: tuple[beam.PCollection[pa.RecordBatch], ...] = ()
+    if config.privacy is not None:
+        protected = (decoded.batches, decoded.dead_letters) | "ProtectEvents" >> ProtectEvents(config.privacy)
+        batches, letters, left_out = protected.batches, (protected.dead_letters,), (protected.dropped,)
+    ordered = batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
@@ -49,9 +55,9 @@ def build(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
     )
     (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
-    letters = (protected.dead_letters, enriched.dead_letters, transformed.dead_letters)
+    letters = (*letters, enriched.dead_letters, transformed.dead_letters)
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
-    left_out = (protected.dropped, enriched.dropped, transformed.dropped)
+    left_out = (*left_out, enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
 
 

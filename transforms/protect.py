@@ -129,12 +129,9 @@ class ProtectEvents(beam.PTransform):
              already, nothing changes.
     Errors:  SecretError, SuppressionError when a worker starts; an event that cannot be protected is left out
     Source:  docs/privacy.md
-
-    Args:
-        settings: None: everything passes as it came.
     """
 
-    settings: Privacy | None = None
+    settings: Privacy
 
     def expand(self, decoded: Any) -> "Doors":  # two collections: Beam has no type for that
         batches, letters = decoded
@@ -150,20 +147,16 @@ class ProtectEvents(beam.PTransform):
 class _ProtectionFn(beam.DoFn):
     """Loads secrets where it runs, and never travels with them; once for all that run in a process."""
 
-    def __init__(self, settings: Privacy | None, shared: Shared) -> None:
+    def __init__(self, settings: Privacy, shared: Shared) -> None:
         self._settings = settings
         self._shared = shared
 
     def setup(self) -> None:
-        settings = self._settings
-        self._protection = None if settings is None else self._shared.acquire(lambda: Protection(settings))
+        self._protection: Protection = self._shared.acquire(lambda: Protection(self._settings))
 
 
 class _ProtectFn(_ProtectionFn):
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        if self._protection is None:
-            yield batch
-            return
         began_ns = time.perf_counter_ns()
         protected = self._protection.protect(batch, time.time_ns() // 1_000)
         count(STAGE, "us", (time.perf_counter_ns() - began_ns) // 1_000)
@@ -177,4 +170,4 @@ class _ProtectFn(_ProtectionFn):
 
 class _ProtectLettersFn(_ProtectionFn):
     def process(self, letters: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield letters if self._protection is None else self._protection.protect_letters(letters)
+        yield self._protection.protect_letters(letters)

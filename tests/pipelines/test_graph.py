@@ -28,7 +28,7 @@ from millrace.sinks.tables import SPECS
 from tests.support.batches import NOON_US
 
 LABELS = [
-    "ReadEnvelopes", "DecodeEnvelopes", "ProtectEvents", "OrderPerUser", "EnrichEvents", "TransformEvents",
+    "ReadEnvelopes", "DecodeEnvelopes", "OrderPerUser", "EnrichEvents", "TransformEvents",
     "WriteArchive", "WriteDeadLetters", "WriteDropped",
 ]  # fmt: skip
 SUBSCRIPTION = "projects/my-project/subscriptions/orders"

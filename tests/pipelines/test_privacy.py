@@ -99,6 +99,15 @@ def test_what_is_stored_is_protected_and_the_accounts_close(tmp_path: Path, conf
         assert private.encode() not in stored
 
 
+def test_without_the_section_the_stage_is_not_in_the_graph(tmp_path: Path, config: JobConfig):
+    for given, expected in ((JobConfig(), 0), (config, 1)):
+        pipeline = beam.Pipeline(options=PipelineOptions([]))
+        read = pipeline | beam.Create([[]]).with_output_types(list[Envelope])
+        events.build(read, EventOptions([]), given, Tables.at(tmp_path, added=given.added))
+        names = [each.unique_name for each in pipeline.to_runner_api().components.transforms.values()]
+        assert names.count("ProtectEvents") == expected
+
+
 def test_what_came_out_comes_out_the_same_when_it_is_sent_again(tmp_path: Path, config: JobConfig):
     first = run(tmp_path / "first", config, [json.dumps(BODIES[0]).encode(), json.dumps(BODIES[4]).encode()])
     mended = first["dead letters"][0]["payload"].replace(b"trakc", b"track")
