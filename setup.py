@@ -28,8 +28,9 @@ setup(
     install_requires=[
         "apache-beam[gcp]==2.77.0",
         "avro>=1.12",
-        "deltalake>=1.6.3,<2",
         "crawler-user-agents>=1.60",
+        "cryptography>=41",
+        "deltalake>=1.6.3,<2",
         "duckdb>=1.4",
         "fastavro>=1.11",
         "google-cloud-pubsub>=2.30",

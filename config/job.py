@@ -13,6 +13,7 @@ import yaml
 
 from millrace.config.contracts import read_contracts
 from millrace.config.enrich import read_enrich
+from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.yaml_page import Mistake, Page
 from millrace.schemas.contracts import ADDED, Contracts
 from millrace.transforms.enrich.lineage import Lineage, config_hash
@@ -36,6 +37,7 @@ class ConfigError(Exception):
 class JobConfig:
     """What the stages do; each field is named as its section."""
 
+    privacy: Privacy | None = None
     contracts: Contracts | None = None
     enrich: tuple[Step, ...] = ()
     transforms: tuple[Step, ...] = ()
@@ -43,11 +45,17 @@ class JobConfig:
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
+        of_privacy = () if self.privacy is None else self.privacy.adds
         of_contracts = () if self.contracts is None else ADDED
-        return (*of_contracts, *(field for step in (*self.enrich, *self.transforms) for field in step.adds))
+        of_steps = (field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        return (*of_privacy, *of_contracts, *of_steps)
 
 
-READERS: dict[str, Reader] = {"contracts": read_contracts, "enrich": read_enrich}
+READERS: dict[str, Reader] = {
+    "privacy": read_privacy,
+    "contracts": read_contracts,
+    "enrich": read_enrich,
+}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 

@@ -10,9 +10,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
 from millrace.config.job import JobConfig
+from millrace.config.privacy import Privacy
+from millrace.config.secrets import SecretError
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
+from millrace.transforms.protect import Protection
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
+from millrace.transforms.suppression import SuppressionError
 
 _NAME = re.compile(
     # Any project: emulators take short ones, and old companies' have a domain in front. Pub/Sub knows which exist.
@@ -112,6 +116,20 @@ def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
         recall(tables_, [*config.enrich, *config.transforms], shards)
     else:
         open_tables(tables_)
+
+
+def privacy(settings: Privacy | None) -> None:
+    """Check, where the job runs in this process, that the secrets and lists that the settings name can be had.
+
+    Raises:
+        CannotStartError: one cannot.
+    """
+    if settings is None:
+        return
+    try:
+        Protection(settings)
+    except (SecretError, SuppressionError) as error:
+        raise CannotStartError(f"{error}.") from None
 
 
 def pipeline(given: PipelineOptions) -> beam.Pipeline:

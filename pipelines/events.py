@@ -26,6 +26,7 @@ from millrace.sinks.archive import Tables, WriteArchive, WriteRecords
 from millrace.sinks.storage import StorageError
 from millrace.transforms.decode import DecodeEnvelopes
 from millrace.transforms.order import OrderPerUser
+from millrace.transforms.protect import ProtectEvents
 from millrace.transforms.read import ReadEnvelopes
 from millrace.transforms.steps import RunSteps
 from millrace.transforms.subscriber import Limits
@@ -43,6 +44,10 @@ def build(
     )
     batches = decoded.batches
     letters: tuple[beam.PCollection[pa.RecordBatch], ...] = (decoded.dead_letters,)
+    left_out: tuple[beam.PCollection[pa.RecordBatch], ...] = ()
+    if config.privacy is not None:
+        protected = (decoded.batches, decoded.dead_letters) | "ProtectEvents" >> ProtectEvents(config.privacy)
+        batches, letters, left_out = protected.batches, (protected.dead_letters,), (protected.dropped,)
     if config.contracts is not None:
         validated = batches | "ValidateEvents" >> ValidateEvents(config.contracts)
         batches, letters = validated.batches, (*letters, validated.dead_letters)
@@ -58,7 +63,7 @@ def build(
     (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
     letters = (*letters, enriched.dead_letters, transformed.dead_letters)
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
-    left_out = (enriched.dropped, transformed.dropped)
+    left_out = (*left_out, enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
 
 
@@ -99,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if kind is Kind.DATAFLOW:
             check.shared(tables)
+        if kind is Kind.ONE_NODE:
+            check.privacy(config.privacy)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
         check.tables(tables, config, options.shards)

@@ -95,6 +95,7 @@ class Context(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename="came
     ip: str | None = None
     user_agent: str | None = None
     active: Json = None
+    consent: Json = None
     consent_management: Json = None
     external_id: Json = None
     external_ids: Json = None
