@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+FOLDERS = ("config", "collector", "schemas", "transforms", "transforms.enrich", "sinks", "pipelines", "broker", "local")
 
 setup(
     name="millrace",
@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS)],
-    package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
+    package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder.replace(".", "/") for folder in FOLDERS}},
     package_data={
         "millrace": ["py.typed"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],

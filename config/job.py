@@ -11,7 +11,11 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from millrace.config.sessions import read_sessions
+from millrace.config.touch import read_touch
 from millrace.config.yaml_page import Mistake, Page
+from millrace.transforms.enrich.sessions import Sessions
+from millrace.transforms.enrich.touch import Touch
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -33,15 +37,22 @@ class JobConfig:
     """What the stages do; each field is named as its section."""
 
     enrich: tuple[Step, ...] = ()
+    sessions: Sessions | None = None
+    touch: Touch | None = None
     transforms: tuple[Step, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What EnrichEvents does, in its order: enrichments, sessions, touch."""
+        return (*self.enrich, *(step for step in (self.sessions, self.touch) if step is not None))
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
-        return tuple(field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        return tuple(field for step in (*self.steps, *self.transforms) for field in step.adds)
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"sessions": read_sessions, "touch": read_touch}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 

@@ -43,3 +43,9 @@ def test_the_wire_format_knows_the_event_types_of_the_contract() -> None:
 def test_numbers_are_taken_as_text_only_where_a_field_is_text(path: str) -> None:
     kind = {"": wire.Event} | {f"context.{name}": kind for name, kind in wire.CONTEXT_OBJECTS.items()}
     assert set(wire.NUMBERS_AS_TEXT[path]) <= set(wire.keys(kind[path], columns=True).values())
+
+
+@pytest.mark.parametrize("path", sorted(Path(avro.__file__).parent.glob("added/*.avsc")), ids=lambda path: path.stem)
+def test_the_document_lists_the_columns_that_steps_add(path: Path) -> None:
+    columns = table(f"Columns that `{path.stem}` adds")
+    assert columns == [field["name"] for field in avro.load(f"added/{path.stem}")["fields"]]

@@ -1,0 +1,1 @@
+"""The enrichments, one per file: what is added to ordered events."""
