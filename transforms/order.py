@@ -174,6 +174,11 @@ def released_us(order_index: int) -> int:
     return order_index >> _PLACE_BITS
 
 
+def first_index(released_us: int) -> int:
+    """Return the lowest order_index of a release time, µs."""
+    return released_us << _PLACE_BITS
+
+
 def _sorted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """Return the row numbers in order; numbers sort ten times as fast as strings, so users are ranked first."""
     user, keys = codes(batch.column("user_key"))

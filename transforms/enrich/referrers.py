@@ -17,7 +17,8 @@ def external_hosts(referrers: pa.StringArray, pages: pa.StringArray, internal: C
     the other. Without a page (an app) it is external.
 
     Args:
-        referrers, pages: URLs, some null.
+        referrers: URLs, some null.
+        pages: URLs, some null, of the pages that they led to.
         internal: hosts, lower case.
     """
     size = len(referrers)

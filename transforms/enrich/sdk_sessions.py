@@ -1,5 +1,6 @@
 """The ids that SDKs give to sessions: RudderStack's, `context.sessionId`, which has no column of its own."""
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -16,11 +17,14 @@ _LONGEST = 100
 """Characters; a longer text is no id."""
 
 
+_PLAIN = re.compile(r'\s*([0-9]+|"[^"\\]*")\s*\}?')
+"""A value that can be read without the rest of its object: up to the next comma, or to the object's end."""
+
+
 class _Rest(msgspec.Struct, rename="camel", gc=False):
     session_id: msgspec.Raw = msgspec.Raw()
 
 
-_read_all: Callable[[bytes], list[_Rest]] = msgspec.json.Decoder(list[_Rest]).decode
 _read: Callable[[bytes], _Rest] = msgspec.json.Decoder(_Rest).decode
 _read_id: Callable[[bytes], int | str] = msgspec.json.Decoder(int | str).decode
 
@@ -37,31 +41,56 @@ def sdk_ids(context_rest: pa.StringArray) -> tuple[npt.NDArray[np.int64], list[s
     rows = np.flatnonzero(
         pc.match_substring(context_rest, '"sessionId"').fill_null(False).to_numpy(zero_copy_only=False)
     )
-    if not len(rows):
-        return numbers, []
-    of_row, distinct = codes(context_rest.take(pa.array(rows)))
-    raws = _raws(distinct.cast(pa.binary()).to_pylist())
-    ids = {raw: _id(raw) for raw in dict.fromkeys(raws)}
-    texts = list(dict.fromkeys(id_ for id_ in ids.values() if id_))
-    number = {text: position for position, text in enumerate(texts)} | {"": NO_ID}
-    numbers[rows] = np.array([number[ids[raw]] for raw in raws], np.int64)[of_row]
-    return numbers, texts
+    texts = context_rest if len(rows) == len(context_rest) else context_rest.take(pa.array(rows))
+    value_of, values = _values(texts)
+    ids = [_id(value.encode()) for value in values]
+    distinct = list(dict.fromkeys(filter(None, ids)))
+    number = {id_: position for position, id_ in enumerate(distinct)} | {"": NO_ID}
+    numbers[rows] = np.array([number[id_] for id_ in ids], np.int64)[value_of]
+    return numbers, distinct
 
 
-def _raws(texts: list[bytes]) -> list[bytes]:
-    """Return the JSON text of each object's sessionId; empty where it has none."""
+def _values(texts: pa.StringArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the number of each object's sessionId among the JSON texts of them all, and these.
+
+    The objects are long and all different; what stands before the id is not, nor is the id. So objects are not parsed
+    but cut, which takes a tenth of the time, where what stands before shows that the id is the object's own.
+    """
+    parts = pc.split_pattern(texts, '"sessionId":', max_splits=1)
+    starts = parts.offsets.to_numpy()
+    was_cut = np.diff(starts) == 2
+    before_of, befores = codes(parts.values.take(pa.array(starts[:-1])))
+    value_of, values = codes(_up_to_comma(parts.values.take(pa.array(starts[1:] - 1))))
+    plain = [_PLAIN.fullmatch(value) for value in values.to_pylist()]
+    told = [match[1] if match else "" for match in plain]
+    is_own = np.array([_is_open_object(before) for before in befores.to_pylist()], np.bool_)
+    is_told = np.array([match is not None for match in plain], np.bool_)
+    hard = np.flatnonzero(~(was_cut & is_own[before_of] & is_told[value_of]))
+    if len(hard):
+        value_of[hard], more = np.arange(len(told), len(told) + len(hard)), texts.take(pa.array(hard))
+        told += [_value(text.encode()) for text in more.to_pylist()]
+    return value_of, told
+
+
+def _up_to_comma(texts: pa.StringArray) -> pa.StringArray:
+    parts = pc.split_pattern(texts, ",", max_splits=1)
+    return parts.values.take(pa.array(parts.offsets.to_numpy()[:-1]))
+
+
+def _is_open_object(text: str) -> bool:
+    """Say whether a member of the outermost object may come next."""
     try:
-        found = _read_all(b"[%b]" % b",".join(texts))  # at once: half the time of one by one
+        msgspec.json.decode(f'{text}"":0}}'.encode(), type=_Rest)
     except (msgspec.DecodeError, RecursionError):
-        return [_raw(text) for text in texts]
-    return [bytes(each.session_id) for each in found]
+        return False
+    return True
 
 
-def _raw(text: bytes) -> bytes:
+def _value(text: bytes) -> str:
     try:
-        return bytes(_read(text).session_id)
-    except (msgspec.DecodeError, RecursionError):
-        return b""
+        return bytes(_read(text).session_id).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _id(raw: bytes) -> str:

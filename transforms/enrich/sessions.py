@@ -20,7 +20,7 @@ import xxhash
 from millrace.schemas import avro
 from millrace.transforms.batches import int64s, run_starts
 from millrace.transforms.enrich.sdk_sessions import NO_ID, sdk_ids
-from millrace.transforms.order import released_us
+from millrace.transforms.order import first_index, released_us
 from millrace.transforms.steps import Applied, Step, Users, with_columns
 
 FIELDS: Sequence[pa.Field] = tuple(avro.arrow_schema(avro.load("added/sessions")))
@@ -88,19 +88,31 @@ class Sessions(Step):
 
     def apply(self, batch: pa.RecordBatch, users: Users) -> Applied:
         """Place each event of a batch, and remember the sessions of its users."""
-        columns = _Columns(batch, self.respect_sdk, round(self.gap_min * _MINUTE_US))
+        rules = _Rules(round(self.gap_min * _MINUTE_US), round(self.longest_h * 60 * _MINUTE_US))
+        columns = _Columns(batch, rules.gap_us, respect_sdk=self.respect_sdk)
+        # What is past is not told by when it was swept, which a restart would change, but by the events' own time.
+        kept_for = first_index(round(self.remember_days * _DAY_US))
         placed = _Placed()
-        for user in columns.users():
-            remembered = users.get(user.key)
-            sessions = [] if remembered is None else self._in_force(_decode(remembered), user.released_us)
-            mine = _User(user.key, sessions, self)
-            for first, end in user.stretches:
-                for place in mine.place(columns, first, end):
-                    placed.add(*place)
-            if mine.sessions:
-                users.put(user.key, _encode(mine.sessions), user.last_released_us)
+        sessions: list[_Session] = []
+        now, seen = -1, -1
+        # One user at a time, not all of them in a list: so many objects at once would set off the garbage collector.
+        for user, first, rows, at_us, until_us, begins, ends, sdk in columns.stretches():
+            if user != now:
+                columns.keep(now, sessions, users)
+                now = user
+                sessions, seen = _known(users.get(columns.keys[user]), begins - kept_for)
+            if begins > seen:
+                session = rules.find(sessions, at_us, sdk) or rules.open(sessions, at_us, sdk)
+                if sdk or until_us <= rules.until(session, sessions, at_us):
+                    session.touched = ends
+                    session.end = max(session.end, until_us)
+                    placed.add(user, rows, session)
+                    continue
+            for part, session in rules.place(sessions, columns, range(first, first + rows), sdk, seen):
+                placed.add(user, part, session)
+        columns.keep(now, sessions, users)
         users.trim(self.remember_users)
-        return Applied(with_columns(batch, FIELDS, placed.columns()))
+        return Applied(with_columns(batch, FIELDS, placed.columns(columns.keys)))
 
     def recall(self, batch: pa.RecordBatch, users: Users) -> None:
         """Remember the sessions that archived rows tell of."""
@@ -122,162 +134,154 @@ class Sessions(Step):
             users.put(key, _encode(sorted(newest, key=_newest_start)), released_us(newest[0].touched))
         users.trim(self.remember_users)
 
-    def _in_force(self, sessions: list[_Session], now_us: int) -> list[_Session]:
-        """Leave out what is past: not when it is swept, which a restart would change, but by the events' own time."""
-        since_us = now_us - round(self.remember_days * _DAY_US)
-        if min(released_us(session.touched) for session in sessions) >= since_us:
-            return sessions
-        return [session for session in sessions if released_us(session.touched) >= since_us]
-
 
 def _newest_start(session: _Session) -> tuple[int, int]:
     return -session.start, -(session.index or 0)
 
 
-class _Placing(NamedTuple):
-    """So many rows, one after the other, belong to this session."""
-
-    rows: int
-    session: _Session
-    id: str
-
-
-class _Run(NamedTuple):
-    """One user's rows of a batch, in stretches."""
-
-    key: str
-    stretches: Sequence[tuple[int, int]]
-    released_us: int
-    last_released_us: int
+def _known(encoded: bytes | None, past: int) -> tuple[list[_Session], int]:
+    """Return the sessions that are not past, and the order_index up to which events are in them."""
+    if encoded is None:
+        return [], -1
+    sessions = _decode(encoded)
+    touched = [session.touched for session in sessions]
+    if min(touched) < past:
+        sessions = [session for session in sessions if session.touched >= past]
+    return sessions, max(touched) if sessions else -1
 
 
 class _Columns:
-    """What of a batch decides on sessions.
+    """What of a batch decides on sessions, in stretches.
 
     A stretch is rows in a row of one user and one SDK id (or none), whose times do not fall and, without an id, never
-    leave a gap: so it is placed as one.
+    leave a gap. Most are placed as one.
     """
 
-    def __init__(self, batch: pa.RecordBatch, respect_sdk: bool, gap_us: int) -> None:
+    def __init__(self, batch: pa.RecordBatch, gap_us: int, *, respect_sdk: bool) -> None:
         self.at_us = int64s(batch.column("occurred_at"))
         self.order_index = int64s(batch.column("order_index"))
-        self.users_at = run_starts(batch.column("user_key"))
-        self.keys = batch.column("user_key").take(pa.array(self.users_at)).to_pylist()
-        self.ids, self.texts = np.full(batch.num_rows, NO_ID), list[str]()
+        self._users_at = run_starts(batch.column("user_key"))
+        self.keys: list[str] = batch.column("user_key").take(pa.array(self._users_at)).to_pylist()
+        self._lasts = self.order_index[np.append(self._users_at, batch.num_rows)[1:] - 1].tolist()
+        self._ids, self._texts = np.full(batch.num_rows, NO_ID), list[str]()
         if respect_sdk:
-            self.ids, self.texts = sdk_ids(batch.column("context_rest"))
+            self._ids, self._texts = sdk_ids(batch.column("context_rest"))
         begins = np.zeros(batch.num_rows, np.bool_)
-        begins[self.users_at] = True
+        begins[self._users_at] = True
         passed = np.diff(self.at_us)
-        begins[1:] |= (np.diff(self.ids) != 0) | (passed < 0) | ((passed > gap_us) & (self.ids[1:] == NO_ID))
-        self.begins = np.flatnonzero(begins)
+        begins[1:] |= (np.diff(self._ids) != 0) | (passed < 0) | ((passed > gap_us) & (self._ids[1:] == NO_ID))
+        self._firsts = np.flatnonzero(begins)
 
-    def users(self) -> Iterator[_Run]:
-        """Yield each user's rows."""
-        size = len(self.at_us)
-        begins = self.begins.tolist()
-        stretches = list(zip(begins, [*begins, size][1:], strict=True))
-        firsts = np.searchsorted(self.begins, self.users_at).tolist()
-        ends = [*firsts, len(stretches)][1:]
-        released = self.order_index[self.users_at].tolist()
-        last = self.order_index[np.append(self.users_at, size)[1:] - 1].tolist()
-        for key, first, end, begun, ended in zip(self.keys, firsts, ends, released, last, strict=True):
-            yield _Run(key, stretches[first:end], released_us(begun), released_us(ended))
+    def keep(self, user: int, sessions: list[_Session], users: Users) -> None:
+        """Remember a user's sessions."""
+        if sessions:
+            users.put(self.keys[user], _encode(sessions), released_us(self._lasts[user]))
+
+    def stretches(self) -> Iterator[tuple[int, int, int, int, int, int, int, str]]:
+        """Yield of each stretch: user's number, first row, rows, first and last time, first and last order_index, id."""
+        firsts, ends = self._firsts, np.append(self._firsts, len(self.at_us))[1:]
+        user = np.searchsorted(self._users_at, firsts, "right") - 1
+        numbers = [user, firsts, ends - firsts, self.at_us[firsts], self.at_us[ends - 1]]
+        numbers += [self.order_index[firsts], self.order_index[ends - 1]]
+        texts = [*self._texts, ""]  # NO_ID is the last
+        ids = [texts[number] for number in self._ids[firsts].tolist()]
+        return zip(*(column.tolist() for column in numbers), ids, strict=True)
 
 
-class _User:
-    """One user's sessions while a batch passes by."""
+class _Rules(NamedTuple):
+    gap_us: int
+    longest_us: int
 
-    def __init__(self, key: str, sessions: list[_Session], step: Sessions) -> None:
-        self.sessions = sessions
-        """By their start, the latest first."""
-        self._key = key
-        self._gap_us = round(step.gap_min * _MINUTE_US)
-        self._longest_us = round(step.longest_h * 60 * _MINUTE_US)
-        self._seen = max((session.touched for session in sessions), default=-1)
-
-    def place(self, columns: _Columns, first: int, end: int) -> Iterator[_Placing]:
-        """Place one stretch of rows; yields more than once where it meets a session's border.
-
-        Rows at or before what was seen come a second time, after a crash: they are told what is known, and change
-        nothing.
-        """
-        sdk = columns.texts[columns.ids[first]] if columns.ids[first] != NO_ID else ""
-        while first < end:
-            at_us = int(columns.at_us[first])
-            cut = end
-            again = columns.order_index[first] <= self._seen
-            if again and columns.order_index[end - 1] > self._seen:
-                cut = first + int(np.searchsorted(columns.order_index[first:end], self._seen, "right"))
-            session = self._find(at_us, sdk) or self._open(at_us, sdk, remember=not again)
-            if not sdk:
-                until_us = self._until(session, at_us)
-                if columns.at_us[cut - 1] > until_us:
-                    cut = first + int(np.searchsorted(columns.at_us[first:cut], until_us, "right"))
-            if not again:
-                session.touched = int(columns.order_index[cut - 1])
-                session.end = max(session.end, int(columns.at_us[cut - 1]))
-            yield _Placing(cut - first, session, session.sdk or _id(self._key, session.start))
-            first = cut
-
-    def _find(self, at_us: int, sdk: str) -> _Session | None:
-        for session in self.sessions:
+    def find(self, sessions: Sequence[_Session], at_us: int, sdk: str) -> _Session | None:
+        """Return the session that an event belongs to; sessions: by their start, the latest first."""
+        for session in sessions:
             if sdk:
                 if session.sdk == sdk:
                     return session
-            elif session.start <= at_us <= min(session.end + self._gap_us, session.start + self._longest_us):
+            elif session.start <= at_us <= session.end + self.gap_us and at_us <= session.start + self.longest_us:
                 return session
         return None
 
-    def _open(self, at_us: int, sdk: str, *, remember: bool) -> _Session:
-        is_late = any(session.start > at_us for session in self.sessions)
-        by = _SDK if sdk else _LATE if is_late else _GAP
-        if not remember:
-            return _Session(at_us, at_us, None, -1, by, sdk)
-        index = 1 + max((session.index or 0 for session in self.sessions), default=0)
-        opened = _Session(at_us, at_us, index, -1, by, sdk)
-        if len(self.sessions) == SESSIONS_REMEMBERED:
-            self.sessions.remove(min(self.sessions, key=lambda session: session.touched))
-        self.sessions.append(opened)
-        self.sessions.sort(key=_newest_start)
+    def open(self, sessions: list[_Session], at_us: int, sdk: str) -> _Session:
+        """Return a new session, which is now one of those remembered."""
+        is_late = bool(sessions) and sessions[0].start > at_us
+        index = 1 + max([session.index or 0 for session in sessions], default=0)
+        opened = _Session(at_us, at_us, index, -1, _SDK if sdk else _LATE if is_late else _GAP, sdk)
+        if len(sessions) == SESSIONS_REMEMBERED:
+            sessions.remove(min(sessions, key=_touched))
+        sessions.append(opened)
+        sessions.sort(key=_newest_start)
         return opened
 
-    def _until(self, session: _Session, at_us: int) -> int:
-        """Return until when a stretch that begins in a session stays in it, µs."""
-        until_us = session.start + self._longest_us
-        return min([until_us, *(other.start - 1 for other in self.sessions if other.start > at_us)])
+    def until(self, session: _Session, sessions: Sequence[_Session], at_us: int) -> int:
+        """Return until when what begins in a session stays in it, µs."""
+        until_us = session.start + self.longest_us
+        if session is sessions[0]:
+            return until_us
+        return min([until_us, *(other.start - 1 for other in sessions if other.start > at_us)])
+
+    def place(
+        self, sessions: list[_Session], columns: _Columns, rows: range, sdk: str, seen: int
+    ) -> Iterator[tuple[int, _Session]]:
+        """Place a stretch that meets a border: yields how many rows belong to which session.
+
+        Rows at or before what was seen (an order_index) come a second time, after a crash: they are told what is
+        known, and change nothing.
+        """
+        first, end = rows.start, rows.stop
+        while first < end:
+            at_us, cut = int(columns.at_us[first]), end
+            again = bool(columns.order_index[first] <= seen)
+            if again:
+                cut = first + int(np.searchsorted(columns.order_index[first:end], seen, "right"))
+            among = sessions.copy() if again else sessions
+            session = self.find(among, at_us, sdk)
+            if session is None:
+                session = self.open(among, at_us, sdk)
+                session.index = None if again else session.index
+            if not sdk:
+                until_us = self.until(session, among, at_us)
+                cut = first + int(np.searchsorted(columns.at_us[first:cut], until_us, "right"))
+            if not again:
+                session.touched = int(columns.order_index[cut - 1])
+                session.end = max(session.end, int(columns.at_us[cut - 1]))
+            yield cut - first, session
+            first = cut
 
 
-def _id(user_key: str, start_us: int) -> str:
-    return xxhash.xxh3_128_hexdigest(f"{start_us} {user_key}".encode())
+def _touched(session: _Session) -> int:
+    return session.touched
 
 
 class _Placed:
-    """Where rows were placed, in their order."""
+    """Where stretches were placed, in their order."""
 
     def __init__(self) -> None:
+        self._users: list[int] = []
         self._rows: list[int] = []
-        self._values: tuple[list[str], list[int | None], list[int], list[int]] = ([], [], [], [])
+        self._sessions: list[_Session] = []
 
-    def add(self, rows: int, session: _Session, id_: str) -> None:
+    def add(self, user: int, rows: int, session: _Session) -> None:
+        self._users.append(user)
         self._rows.append(rows)
-        ids, indexes, starts, bys = self._values
-        ids.append(id_)
-        indexes.append(session.index)
-        starts.append(session.start)
-        bys.append(session.by)
+        self._sessions.append(session)
 
-    def columns(self) -> list[pa.Array]:
+    def columns(self, keys: Sequence[str]) -> list[pa.Array]:
         """Return the columns of FIELDS."""
-        ids, indexes, starts, bys = self._values
+        each = self._sessions
+        ids = [session.sdk or _id(keys[user], session.start) for user, session in zip(self._users, each, strict=True)]
         columns = [
             pa.array(ids, pa.string()),
-            pa.array(indexes, pa.int64()),
-            pa.array(starts, pa.int64()).cast(_TIME),
-            _BY.take(pa.array(bys, pa.int64())),
+            pa.array([session.index for session in each], pa.int64()),
+            pa.array([session.start for session in each], pa.int64()).cast(_TIME),
+            _BY.take(pa.array([session.by for session in each], pa.int64())),
         ]
         rows = np.array(self._rows, np.int64)
         if (rows == 1).all():
             return columns
         take = pa.array(np.repeat(np.arange(len(rows)), rows))
         return [column.take(take) for column in columns]
+
+
+def _id(user_key: str, start_us: int) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{start_us} {user_key}".encode())

@@ -1,9 +1,9 @@
 """Touch: what first brought a user, and what did so last, along the order of their events.
 
 A touch is an event that carries a campaign, a click id, or a referrer that is not of the site itself. The first touch
-in the order stays the first, for as long as the user is remembered; the last is the touch that occurred last of those at
-or before the event in the order. So an event without one (a direct visit) changes nothing, nor does a late touch that
-occurred before the last known one, nor one that comes a second time.
+in the order stays the first, for as long as the user is remembered; the last is the touch that occurred last of those
+at or before the event in the order. So an event without one (a direct visit) changes nothing, nor does a late touch
+that occurred before the last known one, nor one that comes a second time.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from millrace.schemas import avro
 from millrace.transforms.batches import concat, int64s, run_starts
 from millrace.transforms.enrich.referrers import external_hosts
-from millrace.transforms.order import released_us
+from millrace.transforms.order import first_index, released_us
 from millrace.transforms.steps import Applied, Step, Users, with_columns
 
 FIELDS: Sequence[pa.Field] = tuple(avro.arrow_schema(avro.load("added/touch")))
@@ -104,7 +104,7 @@ class Touch(Step):
         first, last = _along(runs, rows)
         known = concat([told, runs.remembered]) if runs.remembered.num_rows else told
         columns = [*_taken(known, first), *_taken(known, last)]
-        self._keep(runs, known, first, last, users)
+        self._keep(runs, told, first, last, users)
         return Applied(with_columns(batch, FIELDS, columns))
 
     def recall(self, batch: pa.RecordBatch, users: Users) -> None:
@@ -139,20 +139,22 @@ class Touch(Step):
         values = [batch.column("occurred_at").cast(pa.int64()), *map(_cut, (*texts, hosts))]
         return _Carried(is_touch, pa.RecordBatch.from_arrays(values, schema=_SCHEMA))
 
-    def _keep(self, runs: "_Runs", known: pa.RecordBatch, first: "_Rows", last: "_Rows", users: Users) -> None:
+    def _keep(self, runs: "_Runs", told: pa.RecordBatch, first: "_Rows", last: "_Rows", users: Users) -> None:
         """Remember each user who has had a touch as they stand at their last row."""
         of_users = np.flatnonzero(last[runs.ends - 1] >= 0)
         rows = runs.ends[of_users] - 1
-        firsts, lasts, seen = first[rows], last[rows], runs.order_index[rows]
-        wanted, place = np.unique(np.concatenate([firsts, lasts]), return_inverse=True)
-        touches = [_Touch(*row.values()) for row in known.take(pa.array(wanted)).to_pylist()]
-        places = place.tolist()
+        both = np.concatenate([first[rows], last[rows]])
+        new, place = np.unique(both[both < told.num_rows], return_inverse=True)
+        wanted = told.take(pa.array(new))
+        touches = [_Touch(*row) for row in zip(*(column.to_pylist() for column in wanted.columns), strict=True)]
+        place_of = np.where(both < told.num_rows, 0, both - told.num_rows + len(touches))
+        place_of[both < told.num_rows] = place
+        touches += runs.touches
         count = len(of_users)
-        for user, begun, ended, order_index in zip(
-            of_users.tolist(), places[:count], places[count:], seen.tolist(), strict=True
-        ):
-            memory = _Memory(order_index, touches[begun], None if ended == begun else touches[ended])
-            users.put(runs.keys[user], _encode(memory), released_us(order_index))
+        columns = (of_users, place_of[:count], place_of[count:], runs.order_index[rows])
+        for user, begun, ended, seen in zip(*(column.tolist() for column in columns), strict=True):
+            memory = _Memory(seen, touches[begun], None if ended == begun else touches[ended])
+            users.put(runs.keys[user], _encode(memory), released_us(seen))
         users.trim(self.remember_users)
 
 
@@ -183,15 +185,16 @@ class _Runs:
         self.first = np.full(count, -1)
         self.last = np.full(count, -1)
         """Of each user, their touch's row in `remembered`; -1: none."""
-        touches: list[_Touch] = []
-        released = self.order_index[self.starts].tolist()
+        self.touches: list[_Touch] = []
+        touches = self.touches
+        past = (self.order_index[self.starts] - first_index(keep_us)).tolist()
         for user, key in enumerate(self.keys):
             encoded = users.get(key)
             if encoded is None:
                 continue
             memory = _decode(encoded)
             # Not when it is swept, which a restart would change, but by the events' own time.
-            if released_us(memory.seen) < released_us(released[user]) - keep_us:
+            if memory.seen < past[user]:
                 continue
             self.seen[user], self.first[user], self.last[user] = memory.seen, len(touches), len(touches)
             touches.append(memory.first)
@@ -199,8 +202,14 @@ class _Runs:
                 self.last[user] = len(touches)
                 touches.append(memory.last)
             self.last_us[user] = touches[-1].at
-        columns = [[getattr(touch, name) for touch in touches] for name in _VALUES]
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+        told = [
+            [touch.at for touch in touches],
+            [touch.source for touch in touches],
+            [touch.medium for touch in touches],
+            [touch.campaign for touch in touches],
+            [touch.referrer for touch in touches],
+        ]
+        arrays = [pa.array(values, field.type) for values, field in zip(told, _SCHEMA, strict=True)]
         self.remembered = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
@@ -253,8 +262,15 @@ def _first_of(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
     found = [column for column in found if column.null_count < len(column)]
     if not found:
         return pa.nulls(batch.num_rows, pa.string())
-    found = [pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column) for column in found]
+    found = [_without_blanks(column) for column in found]
     return found[0] if len(found) == 1 else pc.coalesce(*found)
+
+
+def _without_blanks(texts: pa.Array) -> pa.Array:
+    present = texts.drop_null() if texts.null_count else texts
+    if not pc.any(pc.equal(pc.utf8_trim_whitespace(present), "")).as_py():
+        return texts
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
 
 
 def _cut(texts: pa.Array) -> pa.Array:

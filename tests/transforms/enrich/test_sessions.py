@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from millrace.transforms.batches import concat
@@ -206,6 +206,7 @@ def told(rows: Sequence[Row]) -> dict[str, tuple[int, int, str]]:
     return {row["message_id"]: (row["session_index"], micros(row["session_start"]), row["session_by"]) for row in rows}
 
 
+@settings(deadline=None)
 @given(histories(), st.sampled_from([1.0, 24.0]))
 def test_it_is_what_the_rule_says_event_by_event(rows: list[Row], longest_h: float):
     ordered = windows(rows)
@@ -220,6 +221,7 @@ def test_it_is_what_the_rule_says_event_by_event(rows: list[Row], longest_h: flo
     assert len(by_id) == len(by_index)
 
 
+@settings(deadline=None)
 @given(histories(), st.permutations(range(25)), st.sampled_from([1.0, 5.0, 3_600.0, 1e6]))
 def test_neither_the_order_of_arrival_nor_the_windows_matter(rows: list[Row], places: list[int], window_s: float):
     shuffled = [rows[place] for place in places if place < len(rows)]
@@ -227,6 +229,7 @@ def test_neither_the_order_of_arrival_nor_the_windows_matter(rows: list[Row], pl
     assert in_order(through(Sessions(), windows(shuffled, window_s=window_s))) == expected
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_a_process_that_dies_after_any_window_and_reads_the_archive_goes_on_as_if_it_had_not(
     rows: list[Row], data: st.DataObject
@@ -239,6 +242,7 @@ def test_a_process_that_dies_after_any_window_and_reads_the_archive_goes_on_as_i
     assert through(step, ordered[cut:], recalled(step, archived)) == expected[sum(each.num_rows for each in archived) :]
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_what_was_archived_and_comes_again_is_told_the_same_session_and_changes_nothing(
     rows: list[Row], data: st.DataObject
@@ -271,6 +275,7 @@ def recalled(step: Sessions, archived: Sequence[pa.RecordBatch]) -> Users:
     return users
 
 
+@settings(deadline=None)
 @given(histories(ids=st.none()), st.data())
 def test_what_comes_again_and_looks_later_than_it_was_changes_nothing_either(rows: list[Row], data: st.DataObject):
     step, users = Sessions(), Users()

@@ -1,11 +1,11 @@
-"""Touch: what counts as one, which is first and which is last, and that both hold however events arrive or come again."""
+"""Touch: what counts as one, which is first and which last, and that both hold however events arrive or come again."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.transforms.batches import concat
@@ -192,6 +192,7 @@ def histories(draw: st.DrawFn) -> list[Row]:
     ]
 
 
+@settings(deadline=None)
 @given(histories(), st.sampled_from([5.0, 3_600.0, 1e6]))
 def test_it_is_what_the_rule_says_event_by_event(rows: list[Row], window_s: float):
     ordered = windows(rows, window_s=window_s)
@@ -199,6 +200,7 @@ def test_it_is_what_the_rule_says_event_by_event(rows: list[Row], window_s: floa
     assert told(through(Touch(), ordered)) == expected
 
 
+@settings(deadline=None)
 @given(histories(), st.permutations(range(25)), st.sampled_from([1.0, 5.0, 3_600.0, 1e6]))
 def test_neither_the_order_of_arrival_nor_the_windows_matter(rows: list[Row], places: list[int], window_s: float):
     shuffled = [rows[place] for place in places if place < len(rows)]
@@ -206,6 +208,7 @@ def test_neither_the_order_of_arrival_nor_the_windows_matter(rows: list[Row], pl
     assert in_order(through(Touch(), windows(shuffled, window_s=window_s))) == expected
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_a_process_that_dies_after_any_window_goes_on_as_if_it_had_not_whatever_comes_again(
     rows: list[Row], data: st.DataObject
