@@ -178,7 +178,7 @@ class _Columns:
             users.put(self.keys[user], _encode(sessions), released_us(self._lasts[user]))
 
     def stretches(self) -> Iterator[tuple[int, int, int, int, int, int, int, str]]:
-        """Yield of each stretch: user's number, first row, rows, first and last time, first and last order_index, id."""
+        """Yield of each stretch: user (by number), first row, rows, first and last time and order_index, SDK id."""
         firsts, ends = self._firsts, np.append(self._firsts, len(self.at_us))[1:]
         user = np.searchsorted(self._users_at, firsts, "right") - 1
         numbers = [user, firsts, ends - firsts, self.at_us[firsts], self.at_us[ends - 1]]
