@@ -266,7 +266,7 @@ class _CommitInOrderFn(beam.DoFn):
         due.set(at, dynamic_timer_tag=str(at.micros))
         return iter(())
 
-    @on_timer(DUE)
+    @on_timer(DUE)  # type: ignore[untyped-decorator]  # Beam's
     def when_due(self, now: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
         """Commit, oldest first; a later timer of the same moment finds nothing left."""
         with _WAITING_LOCK:

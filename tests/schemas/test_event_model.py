@@ -45,7 +45,6 @@ def test_numbers_are_taken_as_text_only_where_a_field_is_text(path: str) -> None
     assert set(wire.NUMBERS_AS_TEXT[path]) <= set(wire.keys(kind[path], columns=True).values())
 
 
-@pytest.mark.parametrize("path", sorted(Path(avro.__file__).parent.glob("added/*.avsc")), ids=lambda path: path.stem)
-def test_the_document_lists_the_columns_that_steps_add(path: Path) -> None:
-    columns = table(f"Columns that `{path.stem}` adds")
-    assert columns == [field["name"] for field in avro.load(f"added/{path.stem}")["fields"]]
+@pytest.mark.parametrize("step", ["sessions", "touch"])
+def test_the_document_lists_the_columns_that_the_steps_with_memory_add(step: str) -> None:
+    assert table(f"Columns that `{step}` adds") == [field["name"] for field in avro.load(f"added/{step}")["fields"]]

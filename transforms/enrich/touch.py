@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from millrace.schemas import avro
 from millrace.transforms.batches import concat, int64s, run_starts
-from millrace.transforms.enrich.referrers import external_hosts
+from millrace.transforms.enrich.external import external_hosts
 from millrace.transforms.order import first_index, released_us
 from millrace.transforms.steps import Applied, Step, Users, with_columns
 
@@ -179,29 +179,25 @@ class _Runs:
         self.keys: list[str] = batch.column("user_key").take(pa.array(self.starts)).to_pylist()
         self.user = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
         """Of each row, the number of its user."""
-        count = len(self.keys)
-        self.seen = np.full(count, _NEVER)
-        self.last_us = np.full(count, _NEVER)
-        self.first = np.full(count, -1)
-        self.last = np.full(count, -1)
-        """Of each user, their touch's row in `remembered`; -1: none."""
-        self.touches: list[_Touch] = []
-        touches = self.touches
         past = (self.order_index[self.starts] - first_index(keep_us)).tolist()
+        self.touches: list[_Touch] = []
+        touches, nothing = self.touches, (_NEVER, _NEVER, -1, -1)
+        known: list[tuple[int, int, int, int]] = []
         for user, key in enumerate(self.keys):
             encoded = users.get(key)
-            if encoded is None:
-                continue
-            memory = _decode(encoded)
+            memory = None if encoded is None else _decode(encoded)
             # Not when it is swept, which a restart would change, but by the events' own time.
-            if memory.seen < past[user]:
+            if memory is None or memory.seen < past[user]:
+                known.append(nothing)
                 continue
-            self.seen[user], self.first[user], self.last[user] = memory.seen, len(touches), len(touches)
+            first = last = len(touches)
             touches.append(memory.first)
             if memory.last is not None:
-                self.last[user] = len(touches)
+                last += 1
                 touches.append(memory.last)
-            self.last_us[user] = touches[-1].at
+            known.append((memory.seen, touches[-1].at, first, last))
+        self.seen, self.last_us, self.first, self.last = np.array(known, np.int64).reshape(-1, 4).T
+        """Of each user: the last order_index, the last touch's time, both touches' rows in `remembered`; -1: none."""
         told = [
             [touch.at for touch in touches],
             [touch.source for touch in touches],

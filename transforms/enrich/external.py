@@ -1,4 +1,4 @@
-"""Referrers: which of them are of another site than the page that they led to."""
+"""External referrers: those of another site than the page that they led to."""
 
 from collections.abc import Collection
 
