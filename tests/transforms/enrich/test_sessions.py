@@ -105,6 +105,13 @@ def test_a_late_event_never_makes_one_session_of_two():
     assert told["3"] == told["2"] == (2, 50 * MINUTE, "gap")
 
 
+def test_late_events_that_come_together_go_over_from_one_session_into_the_next_where_that_begins():
+    rows = [event("1"), event("2", 50 * MINUTE)]
+    rows += [late(str(minute), minute * MINUTE, 60 * MINUTE) for minute in (10, 25, 45, 55)]
+    told = of(rows)
+    assert [told[name][0] for name in ("1", "10", "25", "45", "55", "2")] == [1, 1, 1, 1, 2, 2]
+
+
 def test_a_phone_that_was_offline_sends_whole_sessions_late():
     at = [0, 5, 10, 120, 125, 300]
     rows = [late(str(minute), minute * MINUTE, 10 * HOUR) for minute in at]
@@ -294,3 +301,18 @@ def test_what_comes_again_and_looks_later_than_it_was_changes_nothing_either(row
 
 def is_of(row: Row, other: Row) -> bool:
     return bool(row["message_id"] == other["message_id"])
+
+
+def test_one_user_of_a_hundred_thousand_events_in_one_batch():
+    (one,) = windows([late(str(number), number, 2e5) for number in range(100_000)], window_s=1e6)
+    rows = Sessions().apply(one, Users()).batch
+    # 27.8 hours without a gap: the longest session is 24 hours, and the second at which they are over is still in it.
+    assert rows.column("session_index").to_pylist() == [1] * 86_401 + [2] * (100_000 - 86_401)
+
+
+def test_a_hundred_thousand_users_of_one_event_and_then_of_another():
+    users = Users()
+    for index, at_s in enumerate((0.0, HOUR), 1):
+        (one,) = windows([event(f"{at_s}-{user}", at_s, user=f"u{user}") for user in range(100_000)])
+        assert set(Sessions().apply(one, users).batch.column("session_index").to_pylist()) == {index}
+    assert len(users) == 100_000
