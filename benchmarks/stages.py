@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> list[Line]:
     if options.unseen:
         batches = [with_unseen(batch, options.unseen) for batch in batches]
     stages.travel("ordered", batches)
-    for stage, steps in (("enrich", config.enrich), ("transform", config.transforms)):
+    for stage, steps in (("enrich", config.steps), ("transform", config.transforms)):
         for step in steps:
             batches = stages.step(stage, step, batches)
     if config.added:

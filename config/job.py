@@ -14,9 +14,13 @@ import yaml
 from millrace.config.contracts import read_contracts
 from millrace.config.enrich import read_enrich
 from millrace.config.privacy import Privacy, read_privacy
+from millrace.config.sessions import read_sessions
+from millrace.config.touch import read_touch
 from millrace.config.yaml_page import Mistake, Page
 from millrace.schemas.contracts import ADDED, Contracts
 from millrace.transforms.enrich.lineage import Lineage, config_hash
+from millrace.transforms.enrich.sessions import Sessions
+from millrace.transforms.enrich.touch import Touch
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -35,19 +39,27 @@ class ConfigError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class JobConfig:
-    """What the stages do; each field is named as its section."""
+    """What the stages do; each field is named as its section, but for the lineage, which follows from all of them."""
 
     privacy: Privacy | None = None
     contracts: Contracts | None = None
     enrich: tuple[Step, ...] = ()
+    sessions: Sessions | None = None
+    touch: Touch | None = None
+    lineage: Lineage | None = None
     transforms: tuple[Step, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What EnrichEvents does, in its order: enrichments, sessions, touch, lineage."""
+        return (*self.enrich, *(step for step in (self.sessions, self.touch, self.lineage) if step is not None))
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
         of_privacy = () if self.privacy is None else self.privacy.adds
         of_contracts = () if self.contracts is None else ADDED
-        of_steps = (field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        of_steps = (field for step in (*self.steps, *self.transforms) for field in step.adds)
         return (*of_privacy, *of_contracts, *of_steps)
 
 
@@ -55,6 +67,8 @@ READERS: dict[str, Reader] = {
     "privacy": read_privacy,
     "contracts": read_contracts,
     "enrich": read_enrich,
+    "sessions": read_sessions,
+    "touch": read_touch,
 }
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
@@ -78,8 +92,8 @@ def read_job(text: str, path: str) -> JobConfig:
     config = JobConfig(**found)
     if not sections:
         return config
-    lineage = Lineage(config_hash(sections), (*config.enrich, *config.transforms))
-    return dataclasses.replace(config, enrich=(*config.enrich, lineage))
+    lineage = Lineage(config_hash(sections), (*config.steps, *config.transforms))
+    return dataclasses.replace(config, lineage=lineage)
 
 
 def load_job(path: str) -> JobConfig:

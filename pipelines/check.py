@@ -113,7 +113,7 @@ def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
     """
     if tables_.alone:
         committer(tables_)
-        recall(tables_, [*config.enrich, *config.transforms], shards)
+        recall(tables_, [*config.steps, *config.transforms], shards)
     else:
         open_tables(tables_)
 

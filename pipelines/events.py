@@ -55,7 +55,7 @@ def build(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
-        config.enrich, "enrich", window_s=options.order_window_s, alone=tables.alone
+        config.steps, "enrich", window_s=options.order_window_s, alone=tables.alone
     )
     transformed = enriched.batches | "TransformEvents" >> RunSteps(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone

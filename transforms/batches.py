@@ -69,6 +69,15 @@ def codes(column: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
 
 
+def run_starts(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Return the first row of each run of equal values in a column without nulls."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    changes = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
+    starts: npt.NDArray[np.int64] = np.flatnonzero(np.insert(changes, 0, True))
+    return starts
+
+
 def int64s(column: pa.Array) -> npt.NDArray[np.int64]:
     """Return a column of times (µs) or whole numbers, without nulls, as numpy sees it."""
     values: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy(zero_copy_only=False)

@@ -169,6 +169,16 @@ def shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
     return np.array([zlib.crc32(key.encode()) % shards for key in keys.to_pylist()], np.int64)[number]
 
 
+def released_us(order_index: int) -> int:
+    """Return the release time that an order_index tells, µs."""
+    return order_index >> _PLACE_BITS
+
+
+def first_index(released_us: int) -> int:
+    """Return the lowest order_index of a release time, µs."""
+    return released_us << _PLACE_BITS
+
+
 def _sorted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """Return the row numbers in order; numbers sort ten times as fast as strings, so users are ranked first."""
     user, keys = codes(batch.column("user_key"))

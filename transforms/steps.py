@@ -82,6 +82,13 @@ class Users:
         kept = now_us - keep_us
         self._values = {user: value for user, value in self._values.items() if value[0] >= kept}
 
+    def trim(self, most: int) -> None:
+        """Forget those that were put the longest ago, once there are more than most; then an eighth of them at once."""
+        if len(self._values) <= most:
+            return
+        newest = sorted(self._values.items(), key=lambda item: item[1][0], reverse=True)
+        self._values = dict(newest[: most - most // 8])
+
     def __len__(self) -> int:
         return len(self._values)
 

@@ -17,7 +17,7 @@ def named(printed: str) -> list[str]:
 
 def test_every_stage_and_step_of_the_example_has_its_line(capsys: pytest.CaptureFixture[str]):
     assert stages.main(["--events=300", "--rounds=2", "--unseen=0.5"]) == 0
-    steps = [f"enrich: {step.name}" for step in load_job(str(JOB)).enrich]
+    steps = [f"enrich: {step.name}" for step in load_job(str(JOB)).steps]
     assert named(capsys.readouterr().out) == [
         "decode", "release", "order", "to the next worker, ordered", *steps, "to the next worker, enriched",
         "write: Parquet", "all",

@@ -55,11 +55,11 @@ enrich:
         Referrer(("shop.example", "localhost")),
         Campaign(),
     )
-    (*found, lineage) = config.enrich
+    found, lineage = list(config.enrich), config.lineage
     assert tuple(found) == steps
     assert isinstance(lineage, Lineage)
     assert lineage.steps == steps
-    assert config.added == tuple(field for step in config.enrich for field in step.adds)
+    assert config.added == tuple(field for step in config.steps for field in step.adds)
 
 
 def test_without_the_section_there_is_nothing_to_do():
@@ -68,7 +68,7 @@ def test_without_the_section_there_is_nothing_to_do():
 
 def test_the_hash_of_a_configuration_hangs_on_what_it_says():
     def hashed(text: str) -> str:
-        lineage = read_job(text, "m.yaml").enrich[-1]
+        lineage = read_job(text, "m.yaml").lineage
         assert isinstance(lineage, Lineage)
         return lineage.hash
 
@@ -152,9 +152,7 @@ def test_the_document_and_the_example_tell_of_every_enrichment_setting_and_signa
     assert [name for name in re.findall(r"^\| `(\w+)` \|", document, re.MULTILINE) if name in SIGNALS] == list(SIGNALS)
     shown = (ROOT / "examples" / "job.yaml").read_text(encoding="utf-8")
     assert set(re.findall(r"^ +(?:# )?- (\w+)", shown, re.MULTILINE)) == set(ENRICHMENTS)
-    assert [step.name for step in read_job(shown, "job.yaml").enrich] == [
-        *(name for name in settings if name != "geo"), "lineage"
-    ]  # fmt: skip
+    assert [step.name for step in read_job(shown, "job.yaml").enrich] == [name for name in settings if name != "geo"]
 
 
 @pytest.mark.parametrize("section", ["url", "{url: 1}"])

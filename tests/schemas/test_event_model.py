@@ -43,3 +43,8 @@ def test_the_wire_format_knows_the_event_types_of_the_contract() -> None:
 def test_numbers_are_taken_as_text_only_where_a_field_is_text(path: str) -> None:
     kind = {"": wire.Event} | {f"context.{name}": kind for name, kind in wire.CONTEXT_OBJECTS.items()}
     assert set(wire.NUMBERS_AS_TEXT[path]) <= set(wire.keys(kind[path], columns=True).values())
+
+
+@pytest.mark.parametrize("step", ["sessions", "touch"])
+def test_the_document_lists_the_columns_that_the_steps_with_memory_add(step: str) -> None:
+    assert table(f"Columns that `{step}` adds") == [field["name"] for field in avro.load(f"added/{step}")["fields"]]

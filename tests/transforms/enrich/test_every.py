@@ -227,5 +227,5 @@ def test_from_the_file_to_the_archive_and_the_same_at_any_split(tmp_path: Path):
         "mmdb GeoLite2-City",
         "mmdb GeoLite2-ASN",
     }
-    assert {row["config_hash"] for row in one} == {read_job(TEXT, "other.yaml").enrich[-1].hash}  # type: ignore[attr-defined]
+    assert {row["config_hash"] for row in one} == {read_job(TEXT, "other.yaml").lineage.hash}  # type: ignore[union-attr]
     assert run(tmp_path / "many", [json.dumps(each).encode() for each in reversed(given_events)]) == one
