@@ -12,6 +12,8 @@ from google.auth.exceptions import GoogleAuthError
 from millrace.config.job import JobConfig
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
+from millrace.sinks.recall import recall_events
+from millrace.transforms.deduplicate import remembered_here
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 
 _NAME = re.compile(
@@ -101,15 +103,18 @@ def shared(tables_: Tables) -> None:
             )
 
 
-def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
-    """Open the job's tables: creates them, and on one node reads back recent ids, and what the steps remember.
+def tables(tables_: Tables, config: JobConfig, options_: EventOptions) -> None:
+    """Open the job's tables: creates them, and on one node reads back recent ids, and what the stages remember.
 
     Raises:
         StorageError: one cannot be opened; the message says what to do.
     """
     if tables_.alone:
         committer(tables_)
-        recall(tables_, [*config.enrich, *config.transforms], shards)
+        recall(tables_, [*config.enrich, *config.transforms], options_.shards)
+        if horizon_s := options_.dedup_horizon_s:
+            remembered = remembered_here(tables_.run_id, horizon_s, options_.dedup_max_ids)
+            recall_events(tables_, remembered, horizon_s)
     else:
         open_tables(tables_)
 

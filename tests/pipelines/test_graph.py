@@ -25,18 +25,19 @@ from millrace.sinks import archive
 from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
 from millrace.sinks.tables import SPECS
+from millrace.transforms import copies
 from tests.support.batches import NOON_US
 
 LABELS = [
-    "ReadEnvelopes", "DecodeEnvelopes", "OrderPerUser", "EnrichEvents", "TransformEvents",
-    "WriteArchive", "WriteDeadLetters", "WriteDropped",
+    "ReadEnvelopes", "DecodeEnvelopes", "DeduplicateEvents", "OrderPerUser", "EnrichEvents", "TransformEvents",
+    "WriteArchive", "WriteDuplicates", "WriteDeadLetters", "WriteDropped",
 ]  # fmt: skip
 SUBSCRIPTION = "projects/my-project/subscriptions/orders"
 Rows = list[dict[str, Any]]
 
 
 def tables_in(folder: Path, *, alone: bool = True) -> Tables:
-    return Tables.at(folder, alone=alone)
+    return Tables.at(folder, alone=alone, added=copies.added(EventOptions([]).dedup_horizon_s))
 
 
 def job(folder: Path, kind: Kind, *options: str) -> beam.Pipeline:
