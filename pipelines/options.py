@@ -81,17 +81,17 @@ class EventOptions(PipelineOptions):
             type=float,
             default=86_400.0,
             metavar="S",
-            help="How long an event is remembered, by arrival, so that a copy of it is left out; up to an eighth longer. "
-            "Price: 16 bytes for each event of that time, and on one node reading them back at the start. 0: copies "
-            "are kept. Default: %(default)g seconds.",
+            help="How long an event is remembered, by arrival, so that a copy of it is left out; up to an eighth "
+            "longer. Price: 16 bytes for each event of that time, and on one node reading them back at the start. "
+            "0: copies are kept. Default: %(default)g seconds.",
         )
         add(
             "--dedup_max_ids",
             type=int,
             default=50_000_000,
             metavar="N",
-            help="How many events are remembered at most, 16 bytes each; beyond that the oldest are forgotten before the "
-            "horizon, which is said in the log and counted. Default: %(default)d (800 MB).",
+            help="How many events are remembered at most, 16 bytes each; beyond that the oldest are forgotten before "
+            "the horizon, which is said in the log and counted. Default: %(default)d (800 MB).",
         )
         add(
             "--dedup_shards",
@@ -106,9 +106,9 @@ class EventOptions(PipelineOptions):
             type=float,
             default=600.0,
             metavar="S",
-            help="On one node: how far back, in the tables' own time, it is known which messages are committed, so that "
-            "one that is delivered again after a crash is not archived twice. At least Pub/Sub's ack deadline. Price: "
-            "16 bytes for each event of that time. Default: %(default)g seconds.",
+            help="On one node: how far back, in the tables' own time, it is known which messages are committed, so "
+            "that one that is delivered again after a crash is not archived twice. At least Pub/Sub's ack deadline. "
+            "Price: 16 bytes for each event of that time. Default: %(default)g seconds.",
         )
         add(
             "--readers",

@@ -45,7 +45,8 @@ class CommittedIds:
     def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Say of each record whether it is committed."""
         found = self._recent.find(keys[:, 0])
-        return np.logical_and(found.known, found.belongs == keys[:, 1])
+        holds: npt.NDArray[np.bool_] = found.known & (found.belongs == keys[:, 1])
+        return holds
 
 
 def firsts(keys: Keys) -> npt.NDArray[np.bool_]:

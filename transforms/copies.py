@@ -127,9 +127,8 @@ def _with_derived(ids: pa.Array, prints: Hashes, derived: npt.NDArray[np.bool_])
     if not derived.any():
         return ids
     mask = pa.array(derived)
-    made = [
-        f"{id_}~{print_:016x}" for id_, print_ in zip(ids.filter(mask).to_pylist(), prints[derived].tolist(), strict=True)
-    ]
+    pairs = zip(ids.filter(mask).to_pylist(), prints[derived].tolist(), strict=True)
+    made = [f"{id_}~{print_:016x}" for id_, print_ in pairs]
     return pc.replace_with_mask(ids, mask, pa.array(made, ids.type))
 
 

@@ -1,4 +1,4 @@
-"""Deduplicate: of the copies of an event the first goes on; another event that bears its id goes on under one of its own.
+"""Deduplicate: of the copies of an event the first goes on; another event that bears its id goes on under its own.
 
 SDKs send again what was not answered, so copies are daily bread: same source, same id, same content (the fingerprint).
 They leave a small record. The same id with other content is another event, of an SDK or a developer who reuses ids: it
@@ -38,8 +38,8 @@ class DeduplicateEvents(beam.PTransform):
     Out:     batches with `fingerprint` and `duplicate_of`; duplicates, schemas.duplicate.BATCH. Every row leaves by one
              of them; where alone is false a repeat by none
     Window:  the input's, global.  Order: none promised.  Repeats: see above.
-    Time:    that of arrival (`arrived_at`), which rises; `occurred_at` is the client's word: one event of next year would
-             make the memory forget all others.
+    Time:    that of arrival (`arrived_at`), which rises; `occurred_at` is the client's word: one event of next year
+             would make the memory forget all others.
     State:   16 bytes for each event of the horizon, at most max_ids. One node: this process's memory; else the runner's
              state by shard of the id (transforms/deduplicate_state.py).
     Errors:  ValueError when built with a horizon below 0, max_ids or shards below 1

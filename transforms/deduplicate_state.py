@@ -105,7 +105,7 @@ class StateFn(beam.DoFn):
         self._max_ids = max_ids
         self._bucket_us = max(1, round(horizon_s * 1_000_000 / BUCKETS))
 
-    def process(
+    def process(  # noqa: PLR0917  a runner's state comes by parameters
         self,
         keyed: tuple[int, pa.RecordBatch],
         index: Any = beam.DoFn.StateParam(INDEX),  # noqa: B008
@@ -129,7 +129,7 @@ class StateFn(beam.DoFn):
         _WORKERS.keep(shard, state.token, remembered)
 
     @on_timer(PAST)
-    def when_past(
+    def when_past(  # noqa: PLR0917
         self,
         now: Any = beam.DoFn.TimestampParam,
         index: Any = beam.DoFn.StateParam(INDEX),  # noqa: B008

@@ -72,12 +72,13 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
 
 
 def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Put the pieces of one shard and window in order, and take out messages that were delivered twice.
+    """Put the pieces of one shard and window in order, and take out what was delivered twice.
 
     The order is (user_key, released_at, occurred_at, received_at, message_id, ...), which for events in time is that of
-    occurred_at. It depends on the events alone, not on the pieces or their order. Of events with one id and place in the
-    queue one stays; copies in other places were told apart before (transforms/deduplicate.py). order_index follows from released_at, not from the window or the run: an event that a crash
-    held up still has its place among those that were archived before.
+    occurred_at; of events with one id and place in the queue one stays (copies in other places were told apart before,
+    transforms/deduplicate.py). It depends on the events alone, not on the pieces or their order. order_index follows
+    from released_at, not from the window or the run: an event that a crash held up still has its place among those that
+    were archived before.
 
     Returns:
         The ordered events with `order_index` and `date`, and the repeats: nothing but their receipts.

@@ -50,7 +50,8 @@ class Facts(NamedTuple):
     def tails(self) -> Hashes:
         """Return what is remembered beside the id: 32 bits of the fingerprint, never 0, above 32 of the place."""
         prints = np.maximum(self.prints >> _HALF, np.uint64(1))
-        return (prints << _HALF) | (self.places & _LOW)
+        tails: Hashes = (prints << _HALF) | (self.places & _LOW)
+        return tails
 
     def both(self) -> Hashes:
         """Return 64 bits of id and fingerprint together."""
@@ -119,9 +120,7 @@ class Remembered:
             facts = Facts(id_hashes(part.column("source_id"), own), place_hashes(part), prints)
             tails = np.where(known, facts.tails(), facts.places & _LOW)
             numbers = np.arange(part.num_rows)
-            self.add(
-                _keys(facts.ids, tails, numbers[~derived]), _keys(facts.both(), tails, numbers[derived]), at_us
-            )
+            self.add(_keys(facts.ids, tails, numbers[~derived]), _keys(facts.both(), tails, numbers[derived]), at_us)
 
     def by_bucket(self, batch: pa.RecordBatch, time: str) -> list[tuple[int, pa.RecordBatch]]:
         """Split a batch by the buckets of a time column: (the earliest time, rows), in the order of time."""

@@ -10,7 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.sinks.recent_ids import COPY, NEW, REDELIVERED, Keys, RecentIds, event_keys, place_keys
+from millrace.transforms.recent_ids import Hashes, Keys, RecentIds, id_hashes, mixed, place_hashes
 from tests.support.batches import batch, event
 
 HORIZON_S = 8.0
@@ -19,49 +19,57 @@ SLACK_S = HORIZON_S / 8
 """The horizon is kept to within an eighth of itself."""
 
 
+def hashes(*ids: int) -> Hashes:
+    return np.array([xxhash.xxh3_64_intdigest(str(id_).encode()) for id_ in ids], np.uint64)
+
+
 def keys(*pairs: tuple[int, int]) -> Keys:
-    """Return keys of (id, delivery)."""
-    digests = [xxhash.xxh3_128_digest(str(id_).encode()) for id_, _ in pairs]
-    found = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2).copy()
-    deliveries = np.array([delivery for _, delivery in pairs], np.uint64)
-    found[:, 1] = (found[:, 1] & np.uint64(0xFFFFFFFF00000000)) | deliveries
-    return found
+    """Return keys of (id, what belongs to it)."""
+    belongs = np.array([belongs for _, belongs in pairs], np.uint64)
+    return np.column_stack([hashes(*(id_ for id_, _ in pairs)), belongs])
+
+
+def known(ids: RecentIds, *asked: int) -> list[int | None]:
+    """Return what belongs to ids; None where they are not known."""
+    found = ids.find(hashes(*asked))
+    return [belongs if one else None for one, belongs in zip(found.known.tolist(), found.belongs.tolist(), strict=True)]
 
 
 def numbered(numbers: Iterable[int]) -> Keys:
     return keys(*((number, 1) for number in numbers))
 
 
-def test_an_id_is_new_then_redelivered_from_its_place_and_a_copy_from_another():
+def test_what_was_added_is_found_with_what_belongs_to_it_and_nothing_else_is():
     ids = RecentIds(HORIZON_S)
-    assert ids.find(keys((1, 1), (2, 1))).tolist() == [NEW, NEW]
-    ids.add(keys((1, 1)), 0)
-    assert ids.find(keys((1, 1), (1, 2), (2, 1))).tolist() == [REDELIVERED, COPY, NEW]
-    assert len(ids) == 1
+    assert known(ids, 1, 2) == [None, None]
+    ids.add(keys((1, 7), (3, 9)), 0)
+    assert known(ids, 2, 3, 1, 3) == [None, 9, 7, 9]
+    assert len(ids) == 2
 
 
 def test_nothing_at_all_is_found_and_added():
     ids = RecentIds(HORIZON_S)
     ids.add(keys(), 0)
-    assert (ids.find(keys()).tolist(), ids.find(keys((1, 1))).tolist(), len(ids)) == ([], [NEW], 0)
-
-
-def test_ids_that_share_their_first_64_bits_are_told_apart():
-    ids = RecentIds(HORIZON_S)
-    one = np.array([[7, 5 << 32 | 1]], np.uint64)
-    other = np.array([[7, 6 << 32 | 1]], np.uint64)
-    ids.add(one, 0)
-    assert (ids.find(one).tolist(), ids.find(other).tolist()) == ([REDELIVERED], [NEW])
+    assert (known(ids), known(ids, 1), len(ids)) == ([], [None], 0)
 
 
 def test_an_id_is_remembered_for_the_horizon_and_forgotten_soon_after():
     ids = RecentIds(HORIZON_S)
     ids.add(keys((1, 1)), 0)
     ids.add(keys((2, 1)), round(HORIZON_S * SECOND_US))
-    assert ids.find(keys((1, 1))).tolist() == [REDELIVERED]
+    assert known(ids, 1) == [1]
     ids.add(keys((3, 1)), round((HORIZON_S + SLACK_S) * SECOND_US))
-    assert ids.find(keys((1, 1), (2, 1), (3, 1))).tolist() == [NEW, REDELIVERED, REDELIVERED]
+    assert known(ids, 1, 2, 3) == [None, 1, 1]
     assert len(ids) == 2
+
+
+def test_time_alone_makes_it_forget():
+    ids = RecentIds(HORIZON_S)
+    ids.add(keys((1, 1)), 0)
+    ids.forget(round(HORIZON_S * SECOND_US))
+    assert len(ids) == 1
+    ids.forget(round((HORIZON_S + SLACK_S) * SECOND_US))
+    assert len(ids) == 0
 
 
 def test_a_backlog_older_than_all_that_is_remembered_is_remembered_too():
@@ -69,10 +77,19 @@ def test_a_backlog_older_than_all_that_is_remembered_is_remembered_too():
     ids.add(keys((1, 1)), 10_000 * SECOND_US)  # read back at the start, or written at the job's own clock
     for second in range(5):
         ids.add(keys((100 + second, 1)), second * SECOND_US)
-    found = ids.find(keys((1, 1), *((100 + second, 1) for second in range(5))))
-    assert found.tolist() == [REDELIVERED] * 6
+    assert known(ids, 1, 100, 101, 102, 103, 104) == [1] * 6
     ids.add(keys((2, 1)), 10_000 * SECOND_US)
-    assert ids.find(keys((100, 1), (1, 1))).tolist() == [NEW, REDELIVERED]
+    assert known(ids, 100, 1) == [None, 1]
+
+
+def test_the_oldest_go_first_and_no_run_is_larger_than_what_may_go_at_once():
+    ids = RecentIds(HORIZON_S, run_ids=10)
+    for number in range(12):
+        ids.add(numbered(range(number * 5, number * 5 + 5)), number // 6 * SECOND_US)
+    assert max(len(run.keys) for run in ids._runs) <= 10
+    dropped = ids.drop_oldest()
+    assert len(ids) == 60 - dropped
+    assert known(ids, *range(60)) == [None] * dropped + [1] * (60 - dropped)
 
 
 class Model:
@@ -94,10 +111,10 @@ class Model:
             self.fading.pop(id_, None)
             self.known[id_] = (delivery, at_us)
 
-    def check(self, id_: int, delivery: int, found: int) -> None:
+    def check(self, id_: int, found: int | None) -> None:
         at = self.known.get(id_, self.fading.get(id_))
-        expected = NEW if at is None else REDELIVERED if at[0] == delivery else COPY
-        assert found == expected or (found == NEW and id_ in self.fading), (id_, delivery, found, expected)
+        expected = None if at is None else at[0]
+        assert found == expected or (found is None and id_ in self.fading), (id_, found, expected)
 
 
 pairs = st.tuples(st.integers(0, 30), st.integers(1, 3))
@@ -110,10 +127,10 @@ steps = st.lists(
 def test_it_says_what_a_dict_would_say_whatever_the_order_of_times(steps):
     ids, model = RecentIds(HORIZON_S), Model()
     for asked, second in steps:
-        found = ids.find(keys(*asked))
-        for (id_, delivery), one in zip(asked, found.tolist(), strict=True):
-            model.check(id_, delivery, one)
-        new = [pair for pair, one in zip(asked, found.tolist(), strict=True) if one == NEW]
+        found = known(ids, *(id_ for id_, _ in asked))
+        for (id_, _), one in zip(asked, found, strict=True):
+            model.check(id_, one)
+        new = [pair for pair, one in zip(asked, found, strict=True) if one is None]
         ids.add(keys(*new), second * SECOND_US)
         model.add(new, second * SECOND_US)
 
@@ -128,7 +145,7 @@ def test_within_the_horizon_the_order_of_adds_does_not_matter(adds, data):
     ids = RecentIds(HORIZON_S)
     for part, at_us in data.draw(st.permutations(parts)):
         ids.add(part, at_us)
-    assert ids.find(numbered(range(starts[-1]))).tolist() == [REDELIVERED] * starts[-1]
+    assert known(ids, *range(starts[-1])) == [1] * starts[-1]
     assert len(ids) == starts[-1]
 
 
@@ -156,7 +173,7 @@ def test_a_look_up_searches_few_runs_however_many_adds_there_were(second):
         ids.add(numbered(range(number * 3, number * 3 + 3)), second(number) * SECOND_US)
     assert len(ids) == 2_700
     assert len(ids._runs) <= 9 * 10  # a bucket of n adds holds at most some log2(n) runs
-    assert (ids.find(numbered(range(2_700))) == REDELIVERED).all()
+    assert ids.find(hashes(*range(2_700))).known.all()
 
 
 def test_a_thread_may_look_up_while_another_adds():
@@ -164,13 +181,13 @@ def test_a_thread_may_look_up_while_another_adds():
     early = numbered(range(500))
     parts = [numbered(range(1_000 + part * 50, 1_050 + part * 50)) for part in range(400)]
     ids.add(early, 0)
-    wrong: list[list[int]] = []
+    wrong: list[list[bool]] = []
     looked, ended = threading.Event(), threading.Event()
 
     def look() -> None:
         while not ended.is_set():
-            found = ids.find(early)
-            if not (found == REDELIVERED).all():
+            found = ids.find(early[:, 0]).known
+            if not found.all():
                 wrong.append(found.tolist())
             looked.set()
 
@@ -184,35 +201,39 @@ def test_a_thread_may_look_up_while_another_adds():
         ended.set()
         reader.join()
     assert wrong == []
-    assert all((ids.find(part) == REDELIVERED).all() for part in parts)
+    assert all(ids.find(part[:, 0]).known.all() for part in parts)
 
 
-def test_an_event_is_known_by_its_source_and_id_and_its_place_by_envelope_and_index():
-    rows = [
-        event("m", envelope_id="e1"),
-        event("m", envelope_id="e1", envelope_index=1),
-        event("m", envelope_id="e2"),
-        event("m", envelope_id="e1", source_id="app"),
-        event("m", 30, envelope_id="e1", user="bob", type="page"),
-    ]
-    ids = RecentIds(HORIZON_S)
-    ids.add(event_keys(batch(rows[:1])), 0)
-    assert ids.find(event_keys(batch(rows))).tolist() == [REDELIVERED, COPY, COPY, NEW, REDELIVERED]
-    alone = [ids.find(event_keys(batch([row]))).tolist() for row in rows]
-    assert alone == [[REDELIVERED], [COPY], [COPY], [NEW], [REDELIVERED]]
+def test_an_id_is_of_its_source_and_the_same_in_every_batch():
+    rows = [event("m"), event("m", source_id="app"), event("m", 30, user="bob", envelope_id="other"), event("n")]
+    together = batch(rows)
+    found = id_hashes(together.column("source_id"), together.column("message_id"))
+    alone = [id_hashes(each.column("source_id"), each.column("message_id"))[0] for each in (batch([r]) for r in rows)]
+    assert found.tolist() == [int(each) for each in alone]
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 3
 
 
-def test_a_dead_letter_or_duplicate_is_known_by_its_place_alone():
+def test_a_place_is_envelope_and_index():
     rows = [
         event("m", envelope_id="e1"),
         event("other", envelope_id="e1"),
         event("m", envelope_id="e1", envelope_index=-1),
         event("m", envelope_id="e11", envelope_index=0),
+        event("m", envelope_id="e1", envelope_index=1),
     ]
-    ids = RecentIds(HORIZON_S, place_keys)
-    ids.add(place_keys(batch(rows[:1])), 0)
-    assert ids.find(place_keys(batch(rows))).tolist() == [REDELIVERED, REDELIVERED, NEW, NEW]
+    found = place_hashes(batch(rows)).tolist()
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    assert set(place_hashes(batch(rows), seed=1).tolist()).isdisjoint(found)
 
 
-def test_no_rows_have_no_keys():
-    assert event_keys(batch([])).shape == place_keys(batch([])).shape == (0, 2)
+def test_no_rows_have_no_hashes():
+    nothing = batch([])
+    assert id_hashes(nothing.column("source_id"), nothing.column("message_id")).shape == (0,)
+    assert place_hashes(nothing).shape == (0,)
+
+
+@given(numbers=st.lists(st.integers(0, 2**64 - 1), unique=True))
+def test_mixing_keeps_different_numbers_apart(numbers):
+    assert len(set(mixed(np.array(numbers, np.uint64)).tolist())) == len(numbers)
