@@ -7,6 +7,7 @@ another token is not what the state says (the shard was elsewhere meanwhile, or 
 """
 
 import collections
+import itertools
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ class ByShardFn(beam.DoFn):
         rows = np.argsort(shard, kind="stable")
         batch, shard = batch.take(pa.array(rows)), shard[rows]
         starts = np.flatnonzero(np.diff(shard, prepend=-1))
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(shard)], strict=True):
+        for start, end in itertools.pairwise([*starts.tolist(), len(shard)]):
             yield int(shard[start]), batch.slice(start, end - start)
 
 
