@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from millrace.transforms.recent_ids import Keys, RecentIds, id_hashes, mixed, place_hashes
+from millrace.transforms.recent_ids import BELONGING, Keys, RecentIds, id_hashes, mixed, place_hashes
 
 
 def event_keys(batch: pa.RecordBatch) -> Keys:
-    """Return the keys of events: 128 bits of (source_id, message_id) and of the place in the queue."""
+    """Return the keys of events: 120 bits of (source_id, message_id) and of the place in the queue."""
     places = place_hashes(batch)
     ids = id_hashes(batch.column("source_id"), batch.column("message_id"))
     return np.column_stack([mixed(ids ^ places), places])
 
 
 def place_keys(batch: pa.RecordBatch) -> Keys:
-    """Return the keys of other records: 128 bits of their place in the queue."""
+    """Return the keys of other records: 120 bits of their place in the queue."""
     return np.column_stack([place_hashes(batch), place_hashes(batch, seed=1)])
 
 
@@ -45,7 +45,7 @@ class CommittedIds:
     def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Say of each record whether it is committed."""
         found = self._recent.find(keys[:, 0])
-        holds: npt.NDArray[np.bool_] = found.known & (found.belongs == keys[:, 1])
+        holds: npt.NDArray[np.bool_] = found.known & (found.belongs == keys[:, 1] & BELONGING)
         return holds
 
 

@@ -67,7 +67,7 @@ def deduplicate(batch: pa.RecordBatch, remembered: Remembered, *, repeats_pass: 
         prints = fingerprints(part)
         facts = Facts.of(part, prints)
         with remembered.lock:
-            judged = remembered.judge(part, facts, at_us)
+            judged = remembered.judge(part, facts, at_us, repeats_pass=repeats_pass)
             forgotten = remembered.add(judged.ids, judged.others, at_us)
         yield Remembering(split(part, prints, judged, repeats_pass=repeats_pass), judged, at_us, forgotten)
 

@@ -1,12 +1,13 @@
 """Remembered: which events have passed the deduplication lately, and what that makes of those that come now.
 
-Sixteen bytes for each: 64 bits of (source_id, message_id), 32 of the place in the queue, 32 of the fingerprint. Events
-that were kept under a derived id are remembered by 64 bits of id and fingerprint together.
+For each: 64 bits of (source_id, message_id), 32 of the fingerprint, 24 of the place in the queue. Events that were kept
+under a derived id are remembered by 64 bits of id and fingerprint together.
 
 **When bits collide.** Another id with the same 64 bits has another fingerprint: the event is taken for one that reuses
 an id, and kept under a derived id (among n remembered ids: n / 2^64 for each event; 5e-12 at 10^8). It would be lost
 only if the 32 bits of the fingerprint were the same too: n / 2^96, 1e-21. Of events that do reuse an id, 1 in 2^32 is
-taken for a copy. Of copies, 1 in 2^32 is taken for the same message delivered again, which passes.
+taken for a copy. Of copies, 1 in 2^24 is taken for the same message delivered again: on one node it passes, and the
+archive has a row too many; elsewhere its record is missing.
 """
 
 import threading
@@ -19,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.transforms.batches import int64s
-from millrace.transforms.recent_ids import BUCKETS, Hashes, Keys, RecentIds, id_hashes, in_order, mixed, place_hashes
+from millrace.transforms.recent_ids import BUCKETS, Hashes, Keys, RecentIds, id_hashes, mixed, place_hashes
 
 UNKNOWN = np.uint64(0)
 """The fingerprint of events that were archived without one: equal to any."""
 
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+_PLACE_BITS = np.uint64(24)
+_PLACE = np.uint64((1 << 24) - 1)
 
 FIRST, OTHER, REPEAT, COPY = 0, 1, 2, 3
 """What an event is: the first of its id; another one with an id that was taken; a message that has passed before, from
@@ -48,9 +49,9 @@ class Facts(NamedTuple):
         return cls(id_hashes(batch.column("source_id"), batch.column("message_id")), place_hashes(batch), prints)
 
     def tails(self) -> Hashes:
-        """Return what is remembered beside the id: 32 bits of the fingerprint, never 0, above 32 of the place."""
-        prints = np.maximum(self.prints >> _HALF, np.uint64(1))
-        tails: Hashes = (prints << _HALF) | (self.places & _LOW)
+        """Return what is remembered beside the id: 32 bits of the fingerprint, never 0, above 24 of the place."""
+        prints = np.maximum(self.prints >> np.uint64(32), np.uint64(1))
+        tails: Hashes = (prints << _PLACE_BITS) | (self.places & _PLACE)
         return tails
 
     def both(self) -> Hashes:
@@ -118,7 +119,7 @@ class Remembered:
             prints = int64s(part.column("fingerprint").fill_null(0)).view(np.uint64)
             own = pc.coalesce(part.column("duplicate_of"), part.column("message_id"))
             facts = Facts(id_hashes(part.column("source_id"), own), place_hashes(part), prints)
-            tails = np.where(known, facts.tails(), facts.places & _LOW)
+            tails = np.where(known, facts.tails(), facts.places & _PLACE)
             numbers = np.arange(part.num_rows)
             self.add(_keys(facts.ids, tails, numbers[~derived]), _keys(facts.both(), tails, numbers[derived]), at_us)
 
@@ -134,8 +135,16 @@ class Remembered:
             for of in (buckets == bucket for bucket in distinct)
         ]
 
-    def judge(self, batch: pa.RecordBatch, facts: Facts, at_us: int) -> Judged:
-        """Say what each row is, given all that has been added; at_us is when they arrived, in µs."""
+    def judge(self, batch: pa.RecordBatch, facts: Facts, at_us: int, *, repeats_pass: bool) -> Judged:
+        """Say what each row is, given all that has been added.
+
+        Args:
+            batch: the rows, for their times and places.
+            facts: of the same rows.
+            at_us: when they arrived, µs since the epoch.
+            repeats_pass: whether a message that is delivered again goes on: then its place alone tells it, since a
+                changed privacy rule may have made another fingerprint of the same message.
+        """
         self._ids.forget(at_us)
         self._others.forget(at_us)
         size = batch.num_rows
@@ -154,7 +163,7 @@ class Remembered:
             lone[lone] = ~self._ids.find(facts.ids[rows[lone]]).known
             rows, apart = rows[~lone], rows[lone]
 
-        level = _compare(batch, rows, facts.ids[rows], tails, self._ids)
+        level = _compare(batch, rows, facts.ids[rows], tails, self._ids, repeats_pass=repeats_pass)
         verdicts[rows], kept[rows] = level.verdicts, level.kept
         ids = _keys(facts.ids, tails, rows[level.verdicts == FIRST])
 
@@ -162,7 +171,7 @@ class Remembered:
         if not len(rows):
             return Judged(verdicts, derived, kept, ids, _keys(facts.ids, tails, rows))
         both = facts.both()
-        level = _compare(batch, rows, both[rows], tails, self._others)
+        level = _compare(batch, rows, both[rows], tails, self._others, repeats_pass=repeats_pass)
         derived[rows] = True
         kept[rows] = level.kept
         verdicts[rows] = np.where(level.verdicts == FIRST, OTHER, level.verdicts)
@@ -174,15 +183,20 @@ class _Level(NamedTuple):
     kept: Rows
 
 
-def _compare(batch: pa.RecordBatch, rows: Rows, keys: Hashes, all_tails: Hashes, remembered: RecentIds) -> _Level:
+def _compare(
+    batch: pa.RecordBatch, rows: Rows, keys: Hashes, all_tails: Hashes, remembered: RecentIds, *, repeats_pass: bool
+) -> _Level:
     """Compare rows with what is remembered under their keys, else with the first here that has the same."""
     tails = all_tails[rows]
     known, belongs = remembered.find(keys)
     leader = _leaders(keys, lambda some: _precedence(batch, rows[some]))
     against = np.where(known, belongs, tails[leader])
     is_first = ~known & (leader == np.arange(len(rows)))
-    same_place = (against & _LOW) == (tails & _LOW)
-    same_print = ((against >> _HALF) == (tails >> _HALF)) | ((against >> _HALF) == UNKNOWN)
+    its_print = against >> _PLACE_BITS
+    same_print = (its_print == tails >> _PLACE_BITS) | (its_print == UNKNOWN)
+    same_place = against & _PLACE == tails & _PLACE
+    if not repeats_pass:
+        same_place &= same_print  # what ends here must be sure
     verdicts = np.select([is_first, same_place, same_print], [FIRST, REPEAT, COPY], OTHER).astype(np.int8)
     return _Level(verdicts, np.where(known | is_first, -1, rows[leader]))
 
@@ -190,7 +204,7 @@ def _compare(batch: pa.RecordBatch, rows: Rows, keys: Hashes, all_tails: Hashes,
 def _leaders(keys: Hashes, precedence: Callable[[Rows], Rows]) -> Rows:
     """Return for each row the row with the same key that goes before all others; itself where it is alone."""
     leaders = np.arange(len(keys))
-    by_key = np.argsort(keys, kind="stable")
+    by_key = np.argsort(keys)
     same = np.diff(keys[by_key]) == 0
     if not same.any():
         return leaders
@@ -212,4 +226,4 @@ def _precedence(batch: pa.RecordBatch, rows: Rows) -> Rows:
 
 
 def _keys(hashes: Hashes, tails: Hashes, rows: Rows) -> Keys:
-    return in_order(np.column_stack([hashes[rows], tails[rows]]))
+    return np.column_stack([hashes[rows], tails[rows]])

@@ -148,7 +148,7 @@ def test_every_row_is_in_one_shard_and_copies_in_the_same():
 @contextlib.contextmanager
 def on_prism(folder: Path) -> Iterator[beam.Pipeline]:
     # Beam's threads that talk to Prism say so when it goes.
-    with mock.patch.object(threading, "excepthook", lambda _: None):
+    with mock.patch.object(threading, "excepthook", return_value=None):
         with (
             Prism(find_prism(None, print), log=folder / "prism.log", notes=folder / "notes") as prism,
             beam.Pipeline(options=PipelineOptions(prism.pipeline_arguments, streaming=True)) as pipeline,
