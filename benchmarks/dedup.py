@@ -6,6 +6,7 @@ holds so many ids of a day. Memory is what the process grew by (its resident set
 
 import ctypes
 import dataclasses
+import functools
 import json
 import random
 import sys
@@ -115,15 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         filled = fill(ids, NOW_US)
         judged = filled.remembered.judge(batch, facts, NOW_US, repeats_pass=True)
 
-        def judge(remembered: Remembered = filled.remembered) -> None:
-            remembered.judge(batch, facts, NOW_US, repeats_pass=True)
-
+        judge = functools.partial(filled.remembered.judge, batch, facts, NOW_US, repeats_pass=True)
         judge_ns = best_ns(judge, rows)
-        split_ns = best_ns(lambda: split(batch, prints, judged, repeats_pass=True), rows)  # noqa: B023  called at once
+        split_ns = best_ns(functools.partial(split, batch, prints, judged, repeats_pass=True), rows)
         whole_ns = print_ns + facts_ns + judge_ns + split_ns + filled.ns_each
         print(f"{ids:>12,} {filled.bytes_each:>12.2f} {filled.peak_bytes_each:>12.2f} {filled.ns_each:>9,.0f} "
               f"{judge_ns:>9,.0f} {split_ns:>9,.0f} {whole_ns:>7,.0f}", flush=True)  # fmt: skip
-        del filled, judged, judge
+        del filled, judge
 
 
 if __name__ == "__main__":

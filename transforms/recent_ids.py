@@ -3,8 +3,10 @@
 Sorted runs of numpy arrays, merged as they grow and dropped as they age, so that neither a look-up nor an entry costs a
 Python object. Fifteen bytes are the key and what belongs to it; up to one is a filter in front of large runs: most keys
 that are looked up are new, and seven in eight of these are known not to be in a run without a search (measured at ten
-million ids: a third of the time). What the keys stand for is their owner's business: of the committer (sinks/committed_ids.py) what a
-commit holds, of the deduplication (transforms/remembered.py) what has passed it.
+million ids: a third of the time).
+
+What the keys stand for is their owner's business: of the committer (sinks/committed_ids.py) what a commit holds, of the
+deduplication (transforms/remembered.py) what has passed it.
 """
 
 import bisect
