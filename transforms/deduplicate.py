@@ -71,7 +71,7 @@ class DeduplicateEvents(beam.PTransform):
             fn: beam.DoFn = _HereFn(self.run_id, self.horizon_s, self.max_ids)
         else:
             batches |= "ByShard" >> beam.ParDo(ByShardFn(self.shards)).with_output_types(tuple[int, pa.RecordBatch])
-            fn = StateFn(self.horizon_s, max(1, self.max_ids // self.shards))
+            fn = StateFn(self.horizon_s, self.max_ids, self.shards)
         doors = batches | "Deduplicate" >> beam.ParDo(fn).with_output_types(
             pa.RecordBatch, duplicates=pa.RecordBatch
         ).with_outputs("duplicates", main="batches")

@@ -90,7 +90,8 @@ class StateFn(beam.DoFn):
     """Deduplicates one shard's batches.
 
     Args:
-        horizon_s, max_ids: as of Remembered; for each shard.
+        horizon_s, max_ids: as of Remembered; of all shards together.
+        shards: how many there are.
     """
 
     INDEX = ReadModifyWriteStateSpec("index", BytesCoder())
@@ -101,9 +102,10 @@ class StateFn(beam.DoFn):
     RUNS4 = BagStateSpec("runs4", BytesCoder())
     PAST = TimerSpec("past", TimeDomain.WATERMARK)
 
-    def __init__(self, horizon_s: float, max_ids: int) -> None:
+    def __init__(self, horizon_s: float, max_ids: int, shards: int) -> None:
         self._horizon_s = horizon_s
-        self._max_ids = max_ids
+        self._all_max_ids = max_ids
+        self._max_ids = max(1, max_ids // shards)
         self._bucket_us = max(1, round(horizon_s * 1_000_000 / BUCKETS))
 
     def process(  # noqa: PLR0917  a runner's state comes by parameters
@@ -122,14 +124,13 @@ class StateFn(beam.DoFn):
         remembered = _WORKERS.take(shard, state.token) or self._read(state)
         for done in deduplicate(batch, remembered, repeats_pass=False):
             if len(done.judged.ids) or len(done.judged.others):
-                bag, bucket = state.append(_Run(done.at_us, done.judged.ids, done.judged.others))
-                past_us = (bucket + BUCKETS + 1) * self._bucket_us
-                past.set(Timestamp(micros=past_us), dynamic_timer_tag=str(bag))
-            yield from doors(done, self._max_ids)
+                state.append(_Run(done.at_us, done.judged.ids, done.judged.others))
+                past.set(Timestamp(micros=state.past_us))
+            yield from doors(done, self._all_max_ids)
         state.write()
-        _WORKERS.keep(shard, state.token, remembered)
+        _WORKERS.keep(shard, state.token, remembered, self._all_max_ids)
 
-    @on_timer(PAST)
+    @on_timer(PAST)  # type: ignore[untyped-decorator]
     def when_past(  # noqa: PLR0917
         self,
         now: Any = beam.DoFn.TimestampParam,
@@ -174,12 +175,18 @@ class _State:
         return self._index.token
 
     def read(self) -> Iterator[_Run]:
+        """Yield all runs."""
         for told, bag in zip(self._index.bags, self._bags, strict=True):
             if told.runs:
                 yield from map(_unpack, bag.read())
 
-    def append(self, run: _Run) -> tuple[int, int]:
-        """Add a run; return which bag it is in, and that bag's bucket."""
+    @property
+    def past_us(self) -> int:
+        """When all that it holds will be past; until then the ring takes away what is, as it goes on."""
+        return (max(told.bucket for told in self._index.bags) + BUCKETS + 1) * self._bucket_us
+
+    def append(self, run: _Run) -> None:
+        """Add a run."""
         bucket = run.at_us // self._bucket_us
         number = bucket % _BAGS
         told, bag = self._index.bags[number], self._bags[number]
@@ -198,7 +205,6 @@ class _State:
             bag.add(_pack(merged))
             told.runs = 1
         self._changed = True
-        return number, told.bucket
 
     def clear_past(self, bucket: int) -> None:
         """Clear the bags that no event of a bucket looks at."""
@@ -230,21 +236,22 @@ def _merged(runs: Iterable[_Run]) -> _Run:
 class _Workers:
     """The memories of this process's shards that were used last; each used by one thread at a time."""
 
-    def __init__(self, max_ids: int) -> None:
-        self._max_ids = max_ids
+    def __init__(self) -> None:
         self._kept: collections.OrderedDict[int, tuple[bytes, Remembered]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, shard: int, token: bytes) -> Remembered | None:
+        """Take a shard's memory out, if it is that of the state with this token."""
         with self._lock:
             found = self._kept.pop(shard, None)
         return found[1] if found is not None and found[0] == token else None
 
-    def keep(self, shard: int, token: bytes, remembered: Remembered) -> None:
+    def keep(self, shard: int, token: bytes, remembered: Remembered, max_ids: int) -> None:
+        """Keep a shard's memory, and of the others those used last, max_ids in all."""
         with self._lock:
             self._kept[shard] = (token, remembered)
-            while sum(len(each) for _, each in self._kept.values()) > self._max_ids and len(self._kept) > 1:
+            while sum(len(each) for _, each in self._kept.values()) > max_ids and len(self._kept) > 1:
                 self._kept.popitem(last=False)
 
 
-_WORKERS = _Workers(50_000_000)
+_WORKERS = _Workers()

@@ -69,16 +69,18 @@ class _Run(NamedTuple):
 
     def find(self, ids: Hashes) -> npt.NDArray[np.int64]:
         """Return for each of some sorted ids its row here; -1 where it is not here."""
+        if self.filter is None:
+            return self._search(ids)
+        bit = ids >> np.uint64(self.shift)
+        byte = self.filter[(bit >> np.uint64(3)).astype(np.int64)]
+        may = np.flatnonzero((byte >> (bit & np.uint64(7)).astype(np.uint8)) & 1)
         rows = np.full(len(ids), -1, np.int64)
-        may = slice(None)
-        if self.filter is not None:
-            bit = ids >> np.uint64(self.shift)
-            byte = self.filter[(bit >> np.uint64(3)).astype(np.int64)]
-            may = np.flatnonzero((byte >> (bit & np.uint64(7)).astype(np.uint8)) & 1)
-            ids = ids[may]
-        at = np.searchsorted(self.ids, ids)
-        rows[may] = np.where(self.ids.take(at, mode="clip") == ids, at, -1)
+        rows[may] = self._search(ids[may])
         return rows
+
+    def _search(self, ids: Hashes) -> npt.NDArray[np.int64]:
+        at = np.searchsorted(self.ids, ids)
+        return np.where(self.ids.take(at, mode="clip") == ids, at, -1)
 
 
 def _pack(belongs: Hashes) -> npt.NDArray[np.void]:

@@ -1,5 +1,7 @@
 """What the deduplication adds is in the contract and in the document, with its source."""
 
+from typing import Any
+
 import fastavro
 import pyarrow as pa
 
@@ -11,7 +13,8 @@ from tests.schemas.test_event_model import DOCUMENT, table
 
 def test_the_added_columns_parse_may_be_null_and_are_documented() -> None:
     record = avro.load("added/deduplicate")
-    assert fastavro.parse_schema(record)["name"] == "millrace.Deduplicate"
+    parsed: Any = fastavro.parse_schema(record)
+    assert parsed["name"] == "millrace.Deduplicate"
     assert [(field.name, field.type, field.nullable) for field in ADDS] == [
         ("fingerprint", pa.int64(), True),
         ("duplicate_of", pa.string(), True),
