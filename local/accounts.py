@@ -13,19 +13,23 @@ _JOURNAL = """
     FROM read_csv(?, header = true, columns = {'kind': 'VARCHAR', 'name': 'VARCHAR', 'answered': 'BIGINT'})
     GROUP BY ALL
 """
+# An event that bears another's id is archived under a derived one, and says whose it bore.
+_OWN_ID = "coalesce(duplicate_of, message_id)"
+_DOOR = "CASE WHEN duplicate_of IS NULL THEN 'archive' ELSE 'synthetic' END"
 _RECORDED = """
     CREATE OR REPLACE TEMP TABLE recorded AS
     SELECT kind, name, count(*) AS found, count(*) FILTER (door = 'archive') AS archived,
+           count(*) FILTER (door = 'synthetic') AS synthetic,
            count(*) FILTER (door = 'duplicates') AS duplicates,
            count(*) FILTER (door = 'dead_letters') AS dead_letters, count(*) FILTER (door = 'dropped') AS dropped
-    FROM (SELECT 'event' AS kind, message_id AS name, 'archive' AS door FROM archive
+    FROM (SELECT 'event' AS kind, {own_id} AS name, {door} AS door FROM archive
           UNION ALL SELECT 'event', message_id, 'duplicates' FROM duplicates
           UNION ALL SELECT 'event', message_id, 'dropped' FROM dropped
           UNION ALL SELECT 'letter', sha256(payload), 'dead_letters' FROM dead_letters)
     GROUP BY ALL
 """
 _SUMS = """
-    SELECT coalesce(sum(answered), 0), coalesce(sum(archived), 0), coalesce(sum(duplicates), 0),
+    SELECT coalesce(sum(answered), 0), coalesce(sum(archived + synthetic), 0), coalesce(sum(duplicates), 0),
            coalesce(sum(dead_letters), 0), coalesce(sum(dropped), 0)
     FROM journal LEFT JOIN recorded USING (kind, name) WHERE answered > 0
 """
@@ -84,7 +88,9 @@ class Accounts(NamedTuple):
 def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
     """Compare a journal (millrace.local.journal) with the tables that a connection (millrace.local.summary) sees."""
     connection.execute(_JOURNAL, [str(journal)])
-    connection.execute(_RECORDED)
+    flagged = any(column == "duplicate_of" for column, *_ in connection.execute("DESCRIBE archive").fetchall())
+    own_id, door = (_OWN_ID, _DOOR) if flagged else ("message_id", "'archive'")  # without deduplication
+    connection.execute(_RECORDED.format(own_id=own_id, door=door))
     rows = [connection.execute(query).fetchall() for query in (_SUMS, _DIFFERING, _DOUBLED, _UNANSWERED, _OTHERS)]
     (sums,), differing, doubled, ((unanswered, found),), ((others,),) = rows
     answered, archived, duplicates, dead_letters, dropped = map(int, sums)

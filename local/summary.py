@@ -42,7 +42,7 @@ def connect(data: Path) -> duckdb.DuckDBPyConnection:
         files = table.uris()
         if files:
             listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-            source = f"read_parquet([{listed}], hive_partitioning = true)"
+            source = f"read_parquet([{listed}], hive_partitioning = true, union_by_name = true)"
             connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608  our own paths
         else:
             connection.register(name, spec.schema.empty_table())

@@ -14,6 +14,8 @@ from millrace.config.privacy import Privacy
 from millrace.config.secrets import SecretError
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
+from millrace.sinks.recall import recall_events
+from millrace.transforms.deduplicate import remembered_here
 from millrace.transforms.protect import Protection
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 from millrace.transforms.suppression import SuppressionError
@@ -105,15 +107,18 @@ def shared(tables_: Tables) -> None:
             )
 
 
-def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
-    """Open the job's tables: creates them, and on one node reads back recent ids, and what the steps remember.
+def tables(tables_: Tables, config: JobConfig, options_: EventOptions) -> None:
+    """Open the job's tables: creates them, and on one node reads back recent ids, and what the stages remember.
 
     Raises:
         StorageError: one cannot be opened; the message says what to do.
     """
     if tables_.alone:
         committer(tables_)
-        recall(tables_, [*config.steps, *config.transforms], shards)
+        recall(tables_, [*config.steps, *config.transforms], options_.shards)
+        if horizon_s := options_.dedup_horizon_s:
+            remembered = remembered_here(tables_.run_id, horizon_s, options_.dedup_max_ids)
+            recall_events(tables_, remembered, horizon_s)
     else:
         open_tables(tables_)
 

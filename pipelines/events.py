@@ -24,7 +24,9 @@ from millrace.pipelines.runners import PROMISES, Kind, RunnerRefusedError, kind_
 from millrace.schemas.envelope import Envelope
 from millrace.sinks.archive import Tables, WriteArchive, WriteRecords
 from millrace.sinks.storage import StorageError
+from millrace.transforms.copies import added
 from millrace.transforms.decode import DecodeEnvelopes
+from millrace.transforms.deduplicate import DeduplicateEvents
 from millrace.transforms.order import OrderPerUser
 from millrace.transforms.protect import ProtectEvents
 from millrace.transforms.read import ReadEnvelopes
@@ -51,7 +53,14 @@ def build(
     if config.contracts is not None:
         validated = batches | "ValidateEvents" >> ValidateEvents(config.contracts)
         batches, letters = validated.batches, (*letters, validated.dead_letters)
-    ordered = batches | "OrderPerUser" >> OrderPerUser(
+    unique = batches | "DeduplicateEvents" >> DeduplicateEvents(
+        horizon_s=options.dedup_horizon_s,
+        max_ids=options.dedup_max_ids,
+        alone=tables.alone,
+        run_id=tables.run_id,
+        shards=options.dedup_shards,
+    )
+    ordered = unique.batches | "OrderPerUser" >> OrderPerUser(
         wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
@@ -60,7 +69,8 @@ def build(
     transformed = enriched.batches | "TransformEvents" >> RunSteps(
         config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
     )
-    (transformed.batches, ordered.duplicates) | "WriteArchive" >> WriteArchive(tables)
+    (transformed.batches, ordered.repeats) | "WriteArchive" >> WriteArchive(tables)
+    (unique.duplicates,) | "WriteDuplicates" >> WriteRecords(tables, "duplicates", window_s=options.order_window_s)
     letters = (*letters, enriched.dead_letters, transformed.dead_letters)
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
     left_out = (*left_out, enriched.dropped, transformed.dropped)
@@ -98,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             duplicates=options.duplicates,
             dead_letters=options.dead_letters,
             dropped=options.dropped,
-            added=config.added,
+            added=(*added(options.dedup_horizon_s), *config.added),
             alone=kind is Kind.ONE_NODE,
-            horizon_s=options.dedup_horizon_s,
+            horizon_s=options.commit_horizon_s,
         )
         if kind is Kind.DATAFLOW:
             check.shared(tables)
@@ -108,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check.privacy(config.privacy)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
-        check.tables(tables, config, options.shards)
+        check.tables(tables, config, options)
 
         def graph(pipeline: beam.Pipeline) -> None:
             build(pipeline | "ReadEnvelopes" >> read(options, kind), options, config, tables)

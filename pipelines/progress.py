@@ -16,7 +16,7 @@ _COLUMNS = (
     ("in", ("decode/events_out", "decode/dead_letters")),
     ("ordered", ("order/events_out",)),
     ("late", ("archive/late",)),
-    ("duplicate", ("archive/duplicates",)),
+    ("duplicate", ("duplicates/rows",)),
     ("dead", ("dead_letters/rows",)),
     ("dropped", ("dropped/rows",)),
     ("archived", ("archive/rows",)),

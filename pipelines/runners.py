@@ -21,7 +21,7 @@ class Kind(enum.Enum):
 
 PROMISES = {
     Kind.ONE_NODE: "at least once from Pub/Sub, exactly once in the archive: a message is acknowledged after the "
-    "commit that holds its events, and redelivered ones are recognised for --dedup_horizon_s",
+    "commit that holds its events, and redelivered ones are recognised for --commit_horizon_s",
     Kind.DATAFLOW: "at least once from Pub/Sub, exactly once through Dataflow, one commit a window. Drain, do not "
     "cancel: what the job holds was acknowledged to Pub/Sub",
     Kind.PORTABLE: "at least once: a message is acknowledged one checkpoint after the one that holds it; after a "

@@ -18,8 +18,8 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.sinks.commit import Committed, Committer, Index, Part
+from millrace.sinks.committed_ids import CommittedIds, place_keys
 from millrace.sinks.delta import Table, open_table
-from millrace.sinks.recent_ids import RecentIds, place_keys
 from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, SPECS, with_columns
 from millrace.transforms.batches import one_batch
@@ -43,7 +43,7 @@ class Tables:
         archive, duplicates, dead_letters, dropped: URIs: a folder, file:// or gs://.
         alone: this process is the only one that writes them (one node): it remembers what is committed, so that
             redelivery after a crash adds nothing. Elsewhere the runner's own state has to see to that.
-        horizon_s: how far back it remembers.
+        horizon_s: how far back it remembers what is committed.
         run_id: names this run's transactions.
         added: the columns that this job's stages add to the archive.
     """
@@ -129,9 +129,9 @@ def committer(tables: Tables) -> Committer:
             index = None
             if tables.alone:
                 index = Index(
-                    _remembered(opened.archive, RecentIds(tables.horizon_s), tables.horizon_s),
+                    _remembered(opened.archive, CommittedIds(tables.horizon_s), tables.horizon_s),
                     *(
-                        _remembered(table, RecentIds(tables.horizon_s, place_keys), tables.horizon_s)
+                        _remembered(table, CommittedIds(tables.horizon_s, place_keys), tables.horizon_s)
                         for table in opened[1:]
                     ),
                 )
@@ -140,7 +140,7 @@ def committer(tables: Tables) -> Committer:
         return found
 
 
-def _remembered(table: Table, ids: RecentIds, horizon_s: float) -> RecentIds:
+def _remembered(table: Table, ids: CommittedIds, horizon_s: float) -> CommittedIds:
     """Fill an index with what the table holds of the last horizon before its newest row."""
     newest_us = table.newest_us()
     if newest_us is None:
@@ -172,9 +172,9 @@ def patiently(tables: Tables, write: Callable[[], _Result], sleep: Callable[[flo
 
 @dataclasses.dataclass(eq=False)
 class WriteArchive(beam.PTransform):
-    """Write ordered events to the archive, and what was left out to the duplicates.
+    """Write ordered events to the archive.
 
-    In:      batches by shard and duplicates of OrderPerUser, in its windows
+    In:      batches by shard, and the repeats of OrderPerUser, in its windows
     Out:     Committed, one per window: what is safe now
     Window:  the input's.  Order: one node: windows are committed oldest first, so that a crash leaves no holes.
     State:   one node: 16 bytes for each event of the horizon; else none.
@@ -186,10 +186,10 @@ class WriteArchive(beam.PTransform):
     tables: Tables
 
     def expand(self, ordered: Any) -> beam.PCollection[Committed]:  # two collections: Beam has no type for that
-        batches, duplicates = ordered
+        batches, repeats = ordered
         parts = (
             batches | "WriteFiles" >> beam.ParDo(_WriteFn(self.tables)).with_output_types(tuple[int, Part]),
-            duplicates | "Copies" >> beam.Map(_copies).with_output_types(tuple[int, Part]),
+            repeats | "Repeats" >> beam.Map(_repeats).with_output_types(tuple[int, Part]),
         )
         gathered = parts | "Gather" >> beam.Flatten()
         if self.tables.alone:
@@ -289,22 +289,22 @@ def _commit(tables: Tables, parts: list[Part], window_us: int) -> Committed:
     return done
 
 
-def _copies(copies: pa.RecordBatch) -> tuple[int, Part]:
-    return 0, Part(copies=copies)
+def _repeats(repeats: pa.RecordBatch) -> tuple[int, Part]:
+    return 0, Part(repeats=repeats)
 
 
 @dataclasses.dataclass(eq=False)
 class WriteRecords(beam.PTransform):
-    """Write what did not get into the archive to its table: dead letters, or dropped events.
+    """Write what did not get into the archive to its table: duplicates, dead letters, or dropped events.
 
-    In:      several collections of batches of schemas.dead_letter.BATCH, or of schemas.dropped.BATCH, in any windows
+    In:      several collections of batches of the table's rows, each with its receipt, in any windows
     Out:     Committed, one per window that had any
     Window:  FixedWindows(window_s) on arrival.
     """
 
     tables: Tables
     table: str
-    """`dead_letters` or `dropped`."""
+    """`duplicates`, `dead_letters` or `dropped`."""
     window_s: float = 5.0
 
     def expand(self, records: Any) -> beam.PCollection[Committed]:  # several collections: Beam has no type for that

@@ -1,8 +1,8 @@
 """Commit: what one release window brought becomes one Delta commit, exactly once, and only then is acknowledged.
 
-The order of steps is what the guarantee rests on: files, then the archive's commit, then the duplicates', each entered
-in the index of recent ids at once, then the receipts. A crash between any two leaves messages unacknowledged; Pub/Sub
-delivers them again, and the index, which a new process rebuilds from the tables, tells what a commit already holds.
+The order of steps is what the guarantee rests on: files, then the table's commit, entered in the index of committed ids
+at once, then the receipts. A crash between any two leaves messages unacknowledged; Pub/Sub delivers them again, and the
+index, which a new process rebuilds from the tables, tells what a commit already holds.
 """
 
 import itertools
@@ -13,18 +13,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.schemas import duplicate
 from millrace.schemas.event import RECEIPT
+from millrace.sinks.committed_ids import CommittedIds, firsts
 from millrace.sinks.delta import Table
 from millrace.sinks.parquet import DataFile
-from millrace.sinks.recent_ids import COPY, NEW, REDELIVERED, Keys, RecentIds
 from millrace.sinks.storage import StorageError
 from millrace.transforms.batches import concat, count_by_receipt
 from millrace.transforms.receipts import LEDGER, Counts
+from millrace.transforms.recent_ids import Keys
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,11 +44,11 @@ class Written(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one shard brought to a window: rows that travel, rows already in files, or copies."""
+    """What one shard brought to a window: rows that travel, rows already in files, or receipts of repeats."""
 
     rows: pa.RecordBatch | None = None
     written: Written | None = None
-    copies: pa.RecordBatch | None = None
+    repeats: pa.RecordBatch | None = None
 
 
 class Committed(NamedTuple):
@@ -57,23 +56,22 @@ class Committed(NamedTuple):
 
     rows: int
     late: int
-    duplicates: int
     redelivered: int
 
 
 class Index(NamedTuple):
     """What is committed already, for a job that is alone in writing its tables: one node."""
 
-    events: RecentIds
-    duplicates: RecentIds
-    dead_letters: RecentIds
-    dropped: RecentIds
+    events: CommittedIds
+    duplicates: CommittedIds
+    dead_letters: CommittedIds
+    dropped: CommittedIds
 
 
 class _Entry(NamedTuple):
     """What a commit adds to the index."""
 
-    ids: RecentIds
+    ids: CommittedIds
     keys: Sequence[Keys]
 
     def make(self, window_us: int) -> None:
@@ -102,8 +100,8 @@ class Committer:
         run_id: str,
     ) -> None:
         self.archive = archive
-        self._duplicates = duplicates
-        self._records = {"dead_letters": dead_letters, "dropped": dropped}
+        self.duplicates = duplicates
+        self._records = {"duplicates": duplicates, "dead_letters": dead_letters, "dropped": dropped}
         self._index = index
         self._run_id = run_id
         # A sequence of its own: another committer of this run would start from 1 again, and be taken for a repeat.
@@ -120,14 +118,14 @@ class Committer:
         keys = None
         if self._index is not None:
             keys = self._index.events.keys_of(batch)
-            if (self._index.events.find(keys) != NEW).any():
+            if self._index.events.holds(keys).any():
                 return Part(rows=batch)  # the committer will sort it out, in memory
         late = pc.sum(batch.column("is_late")).as_py() or 0
         files = self.archive.write(pa.table(batch), uuid.uuid4().hex)
         return Part(written=Written(files, keys, receipts, counts, late))
 
     def commit_events(self, parts: Sequence[Part], window_us: int) -> Committed:
-        """Commit one release window to the archive and the duplicates, then settle its receipts.
+        """Commit one release window to the archive, then settle its receipts.
 
         Raises:
             StorageError: the storage refused it; nothing was settled.
@@ -135,11 +133,11 @@ class Committer:
         with self._lock:
             self._resolve_doubts()
             rows = _joined([part.rows for part in parts])
-            copies = _joined([part.copies for part in parts])
+            repeats = _joined([part.repeats for part in parts])
             written = [part.written for part in parts if part.written is not None]
-            receipts = [count_by_receipt(batch) for batch in (rows, copies) if batch is not None]
+            receipts = [count_by_receipt(batch) for batch in (rows, repeats) if batch is not None]
             receipts += [(each.receipts, each.counts) for each in written]
-            arrived = sum(batch.num_rows for batch in (rows, copies) if batch is not None)
+            arrived = sum(batch.num_rows for batch in (rows, repeats) if batch is not None)
             arrived += sum(file.rows for each in written for file in each.files)
 
             keys: list[Keys] = []
@@ -147,9 +145,8 @@ class Committer:
                 written, reread = self._without_repeats(written)
                 rows = _joined([rows, *reread])
                 if rows is not None:
-                    rows, repeats, row_keys = self._split(rows, [each.keys for each in written])
+                    rows, row_keys = self._new(rows, [each.keys for each in written])
                     keys.append(row_keys)
-                    copies = _joined([copies, repeats])
                 keys += [each.keys for each in written if each.keys is not None]
             files = [file for each in written for file in each.files]
             late = sum(each.late for each in written)
@@ -157,24 +154,17 @@ class Committer:
                 ordered = pa.table(rows).sort_by(_ORDER)
                 files += self.archive.write(ordered, uuid.uuid4().hex)
                 late += pc.sum(rows.column("is_late")).as_py() or 0
-            copies = self._true_copies(copies)
 
             total = sum(file.rows for file in files)
-            count = copies.num_rows if copies is not None else 0
-            result = Committed(total, late, count, arrived - total - count)
+            result = Committed(total, late, arrived - total)
             if files:
                 entry = _Entry(self._index.events, keys) if self._index is not None else None
-                self._commit(self.archive, files, window_us, {"late": late, "duplicates": count}, entry)
-            if copies is not None and copies.num_rows:
-                ids = self._index.duplicates if self._index is not None else None
-                entry = _Entry(ids, [ids.keys_of(copies)]) if ids is not None else None
-                table = pa.table(copies)
-                self._commit(self._duplicates, self._duplicates.write(table, uuid.uuid4().hex), window_us, {}, entry)
+                self._commit(self.archive, files, window_us, {"late": late}, entry)
         _settle(receipts)
         return result
 
     def commit_records(self, name: str, batches: Sequence[pa.RecordBatch], window_us: int) -> Committed:
-        """Commit dead letters or dropped events to their table, then settle their receipts.
+        """Commit duplicates, dead letters or dropped events to their table, then settle their receipts.
 
         Raises:
             StorageError: the storage refused it; nothing was settled.
@@ -187,15 +177,15 @@ class Committer:
             arrived = records.num_rows
             entry = None
             if self._index is not None:
-                ids: RecentIds = getattr(self._index, name)
+                ids: CommittedIds = getattr(self._index, name)
                 keys = ids.keys_of(records)
-                new = (ids.find(keys) == NEW) & _is_first(keys)
+                new = ~ids.holds(keys) & firsts(keys)
                 records, entry = records.filter(pa.array(new)), _Entry(ids, [keys[new]])
             if records.num_rows:
                 files = table.write(pa.table(records).sort_by(table.spec.time_column), uuid.uuid4().hex)
                 self._commit(table, files, window_us, {}, entry)
         _settle(receipts)
-        return Committed(records.num_rows, 0, 0, arrived - records.num_rows)
+        return Committed(records.num_rows, 0, arrived - records.num_rows)
 
     def _commit(
         self, table: Table, files: Sequence[DataFile], window_us: int, counts: dict[str, int], entry: _Entry | None
@@ -230,71 +220,26 @@ class Committer:
         reread: list[pa.RecordBatch] = []
         for each in written:
             assert each.keys is not None
-            if distinct and not (self._index.events.find(each.keys) != NEW).any():
+            if distinct and not self._index.events.holds(each.keys).any():
                 clean.append(each)
             else:
                 reread += [_with_receipt(self.archive.read_file(file)) for file in each.files]
         return clean, reread
 
-    def _split(
-        self, rows: pa.RecordBatch, in_files: Sequence[Keys | None]
-    ) -> tuple[pa.RecordBatch, pa.RecordBatch | None, Keys]:
-        """Part rows into those that are new, with their keys, and copies of committed ones or of others here."""
+    def _new(self, rows: pa.RecordBatch, in_files: Sequence[Keys | None]) -> tuple[pa.RecordBatch, Keys]:
+        """Return the rows that neither a commit nor a file of this one holds, once each, and their keys."""
         assert self._index is not None
         keys = self._index.events.keys_of(rows)
-        found = self._index.events.find(keys)
-        first = _firsts(keys)
-        again = np.where(keys[first, 1] == keys[:, 1], REDELIVERED, COPY)
-        found = np.where((found == NEW) & (first != np.arange(len(keys))), again, found)
+        new = ~self._index.events.holds(keys) & firsts(keys)
         for others in in_files:
             if others is not None:
-                found[np.isin(keys[:, 0], others[:, 0]) & (found == NEW)] = COPY
-        new = found == NEW
-        if new.all():
-            return rows, None, keys
-        return rows.filter(pa.array(new)), _as_copies(rows.filter(pa.array(found == COPY))), keys[new]
-
-    def _true_copies(self, copies: pa.RecordBatch | None) -> pa.RecordBatch | None:
-        """Leave out those that are the kept event's own message, delivered again, or are on record already."""
-        if copies is None or not copies.num_rows:
-            return None
-        same = pc.and_(
-            pc.equal(copies.column("envelope_id"), copies.column("kept_envelope_id")),
-            pc.equal(copies.column("envelope_index"), copies.column("kept_envelope_index")),
-        )
-        copies = copies.filter(pc.invert(pc.fill_null(same, False)))
-        if self._index is None or not copies.num_rows:
-            return copies
-        # A copy may be the archived event itself, when it is delivered again beside a copy that sorts before it.
-        archived = self._index.events.find(self._index.events.keys_of(copies)) == REDELIVERED
-        keys = self._index.duplicates.keys_of(copies)
-        new = (self._index.duplicates.find(keys) == NEW) & _is_first(keys) & ~archived
-        return copies.filter(pa.array(new))
+                new &= ~np.isin(keys[:, 0], others[:, 0])
+        return (rows, keys) if new.all() else (rows.filter(pa.array(new)), keys[new])
 
 
 def _joined(batches: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch | None:
     given = [batch for batch in batches if batch is not None]
     return concat(given) if given else None
-
-
-def _firsts(keys: Keys) -> npt.NDArray[np.int64]:
-    """Return for each key the number of the first row with its id."""
-    _, first, which = np.unique(keys[:, 0], return_index=True, return_inverse=True)
-    firsts: npt.NDArray[np.int64] = first[which]
-    return firsts
-
-
-def _is_first(keys: Keys) -> npt.NDArray[np.bool_]:
-    return np.equal(_firsts(keys), np.arange(len(keys)))
-
-
-def _as_copies(rows: pa.RecordBatch) -> pa.RecordBatch:
-    nothing = {"kept_envelope_id": pa.string(), "kept_envelope_index": pa.int32()}
-    columns = [
-        pa.nulls(rows.num_rows, nothing[name]) if name in nothing else rows.column(name)
-        for name in duplicate.BATCH.names
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=duplicate.BATCH)
 
 
 def _with_receipt(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from millrace.schemas import duplicate
+from millrace.schemas.event import RECEIPT
 from millrace.transforms.batches import codes, concat, int64s
 from millrace.transforms.counts import count
 
@@ -72,33 +72,33 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
 
 
 def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Put the pieces of one shard and window in order, and take out the copies.
+    """Put the pieces of one shard and window in order, and take out what was delivered twice.
 
     The order is (user_key, released_at, occurred_at, received_at, message_id, ...), which for events in time is that of
-    occurred_at; of events with one (source_id, message_id) the first stays. It depends on the events alone, not on the
-    pieces or their order. order_index follows from released_at, not from the window or the run: an event that a crash
-    held up still has its place among those that were archived before.
+    occurred_at; of events with one id and place in the queue one stays (copies in other places were told apart before,
+    transforms/deduplicate.py). It depends on the events alone, not on the pieces or their order. order_index follows
+    from released_at, not from the window or the run: an event that a crash held up still has its place among those that
+    were archived before.
 
     Returns:
-        The ordered events with `order_index` and `date`, and the copies (schemas.duplicate.BATCH).
+        The ordered events with `order_index` and `date`, and the repeats: nothing but their receipts.
     """
     batch = concat(pieces)
     batch = batch.take(pa.array(_sorted(batch)))
-    first = _first_copies(batch)
-    is_copy = first != np.arange(len(first))
-    copies = _copies(batch, first, is_copy)
-    if is_copy.any():
-        batch = batch.filter(pa.array(~is_copy))
+    is_repeat = _repeats(batch)
+    repeats = batch.select([RECEIPT.name]).filter(pa.array(is_repeat))
+    if is_repeat.any():
+        batch = batch.filter(pa.array(~is_repeat))
     index = (int64s(batch.column("released_at")) << _PLACE_BITS) + _places(batch)
     batch = batch.append_column("order_index", pa.array(index))
-    return batch.append_column("date", _days(batch)), copies
+    return batch.append_column("date", _days(batch)), repeats
 
 
 class Ordered(NamedTuple):
     """The two doors of OrderPerUser."""
 
     batches: beam.PCollection[tuple[int, pa.RecordBatch]]
-    duplicates: beam.PCollection[pa.RecordBatch]
+    repeats: beam.PCollection[pa.RecordBatch]
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,7 +107,7 @@ class OrderPerUser(beam.PTransform):
 
     In:      batches, schemas.event.BATCH; element timestamps no later than any `arrived_at` inside
     Out:     (shard, batch): a batch of one shard and window, in order, with released_at, is_late, late_by_ms,
-             order_index, date; duplicates, schemas.duplicate.BATCH
+             order_index, date; repeats: the receipts of messages that were delivered twice
     Window:  FixedWindows(window_s) on the release time.  Order: per user, inside a batch and across windows, of all
              that arrive within wait_s of their occurred_at; later ones are flagged is_late, never dropped.
     State:   none; the runner holds an event for wait_s + window_s.  Repeats: same events, same rows.
@@ -133,9 +133,9 @@ class OrderPerUser(beam.PTransform):
             | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
             | "GroupByShard" >> beam.GroupByKey()
             | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
-                tuple[int, pa.RecordBatch], duplicates=pa.RecordBatch).with_outputs("duplicates", main="batches")
+                tuple[int, pa.RecordBatch], repeats=pa.RecordBatch).with_outputs("repeats", main="batches")
         )  # fmt: skip
-        return Ordered(doors.batches, doors.duplicates)
+        return Ordered(doors.batches, doors.repeats)
 
 
 class _ReleaseFn(beam.DoFn):
@@ -153,14 +153,14 @@ class _ReleaseFn(beam.DoFn):
 class _OrderFn(beam.DoFn):
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
         shard, pieces = group
-        batch, copies = order(list(pieces))
+        batch, repeats = order(list(pieces))
         late = pc.sum(batch.column("is_late")).as_py() or 0
         count(STAGE, "events_out", batch.num_rows)
         count(STAGE, "late", late)
-        count(STAGE, "duplicates", copies.num_rows)
+        count(STAGE, "repeats", repeats.num_rows)
         yield shard, batch
-        if copies.num_rows:
-            yield beam.pvalue.TaggedOutput("duplicates", copies)
+        if repeats.num_rows:
+            yield beam.pvalue.TaggedOutput("repeats", repeats)
 
 
 def shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
@@ -202,26 +202,18 @@ def _sorted_ties(rows: pa.RecordBatch, tied: npt.NDArray[np.bool_], unclear: npt
     return pc.sort_indices(table, sort_keys=[(name, "ascending") for name in table.schema.names]).to_numpy()
 
 
-def _first_copies(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Return for each row the first row with its (source_id, message_id)."""
-    source, _ = codes(batch.column("source_id"))
+def _repeats(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Say of each row whether one before it has the same id and place in the queue."""
+    repeats = np.zeros(batch.num_rows, np.bool_)
     message, distinct = codes(batch.column("message_id"))
-    if len(distinct) == batch.num_rows:
-        return np.arange(batch.num_rows)
-    _, first, which = np.unique(source * len(distinct) + message, return_index=True, return_inverse=True)
-    firsts: npt.NDArray[np.int64] = first[which]
-    return firsts
-
-
-def _copies(batch: pa.RecordBatch, first: npt.NDArray[np.int64], is_copy: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """Return the records of the copies; one with its original's place in the queue is that message, delivered again."""
-    rows = pa.array(np.flatnonzero(is_copy))
-    copies, kept = batch.take(rows), batch.take(pa.array(first[is_copy]))
-    columns = {name: copies.column(name) for name in duplicate.BATCH.names if name in copies.schema.names}
-    columns["kept_envelope_id"] = kept.column("envelope_id")
-    columns["kept_envelope_index"] = kept.column("envelope_index")
-    columns["date"] = _days(copies)
-    return pa.RecordBatch.from_arrays([columns[name] for name in duplicate.BATCH.names], schema=duplicate.BATCH)
+    if len(distinct) < batch.num_rows:
+        several = np.flatnonzero(np.bincount(message, minlength=len(distinct))[message] > 1)
+        columns = [message, codes(batch.column("source_id"))[0], codes(batch.column("envelope_id"))[0]]
+        same = np.column_stack([*columns, int64s(batch.column("envelope_index"))])[several]
+        _, first = np.unique(same, axis=0, return_index=True)
+        repeats[several] = True
+        repeats[several[first]] = False
+    return repeats
 
 
 def _places(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

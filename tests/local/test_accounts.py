@@ -153,3 +153,21 @@ def test_a_journal_goes_on_where_the_last_run_ended(tmp_path: Path) -> None:
         two.given_up([EVENTS[2]])
         one.answered([])
     assert path.read_text() == "kind,name,answered\nevent,m1,1\nevent,m2,1\nevent,m3,0\n"
+
+
+def test_an_event_under_a_derived_id_is_the_one_whose_id_it_came_with(tmp_path: Path) -> None:
+    path = tmp_path / "journal.csv"
+    with Journal(path) as journal:
+        journal.answered([EVENTS[0], EVENTS[0], EVENTS[0]])
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT)")
+    for table in ("duplicates", "dropped"):
+        connection.execute(f"CREATE TABLE {table} (message_id VARCHAR, envelope_id VARCHAR, envelope_index INT)")
+    connection.execute(
+        """CREATE TABLE archive AS SELECT * FROM (VALUES ('m1', NULL, 'e', 0), ('m1~a', 'm1', 'e', 1))
+           AS rows (message_id, duplicate_of, envelope_id, envelope_index)"""
+    )
+    connection.execute("INSERT INTO duplicates VALUES ('m1', 'e', 2)")
+    assert accounts(connection, path) == Accounts(3, 2, 1, 0, 0, [], [], 0, 0, 0)
+    connection.execute("INSERT INTO archive VALUES ('m1', NULL, 'e', 3)")
+    assert not accounts(connection, path).closes

@@ -124,7 +124,7 @@ def test_the_stage_stands_before_the_order_and_takes_the_plan_with_it(
     proto = pipeline.to_runner_api()
     (root,) = proto.root_transform_ids
     labels = [proto.components.transforms[each].unique_name for each in proto.components.transforms[root].subtransforms]
-    assert labels[:4] == ["ReadEnvelopes", "DecodeEnvelopes", "ValidateEvents", "OrderPerUser"]
+    assert labels[:4] == ["ReadEnvelopes", "DecodeEnvelopes", "ValidateEvents", "DeduplicateEvents"]
     (validate,) = (
         each
         for each in proto.components.transforms.values()

@@ -45,7 +45,7 @@ def test_a_progress_line_names_every_door():
         "decode/dead_letters": 3,
         "order/events_out": 1_100,
         "archive/late": 7,
-        "archive/duplicates": 12,
+        "duplicates/rows": 12,
         "dead_letters/rows": 3,
         "dropped/rows": 2,
         "archive/rows": 1_000,

@@ -44,7 +44,7 @@ BODIES: list[dict[str, Any]] = [
     {"type": "track", "messageId": "3", "userId": "bob", "context": DENIED},
     {"type": "track", "messageId": "4", "anonymousId": "d"},
     {"type": "trakc", "messageId": "5", "userId": "ann", "traits": {"email": MAIL}, "context": {"ip": IP}},
-    {"type": "track", "messageId": "1", "userId": "ann"},  # a copy
+    {"type": "identify", "messageId": "1", "userId": "ann", "traits": {"email": MAIL}, "context": {"ip": IP}},  # a copy
 ]
 
 

@@ -30,7 +30,7 @@ def test_a_timer_commits_all_that_is_due_and_none_twice(
 
     def commit(_tables: Tables, parts: list[Part], window_us: int) -> Committed:
         commits.append((window_us, len(parts)))
-        return Committed(len(parts), 0, 0, 0)
+        return Committed(len(parts), 0, 0)
 
     monkeypatch.setattr(archive, "_commit", commit)
     fn, timers = archive._CommitInOrderFn(Tables.at(tmp_path)), Timers()

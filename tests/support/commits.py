@@ -1,9 +1,9 @@
-"""Windows of events for the tests of commits: what the ordering stage would hand over, and who waits for its ack."""
+"""Windows of events for the tests of commits: through deduplication and order, and who waits for its ack."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -14,26 +14,45 @@ from millrace.sinks import archive, commit
 from millrace.sinks.archive import Tables
 from millrace.sinks.commit import Committed, Committer, Part
 from millrace.sinks.delta import open_table
+from millrace.sinks.recall import recall_events
 from millrace.sinks.storage import StorageError
-from millrace.sinks.tables import SPECS
+from millrace.sinks.tables import SPECS, with_columns
+from millrace.transforms.copies import ADDS, deduplicate
 from millrace.transforms.order import order, release
 from millrace.transforms.receipts import Ledger
+from millrace.transforms.remembered import Remembered
 from tests.support.batches import NOON_US, batch
 
 WINDOW_US = 5_000_000
 Row = dict[str, Any]
 
 
-def parts_of(rows: Sequence[Row], committer: Committer, shards: int = 3) -> list[Part]:
-    """Return the parts of rows that leave in one window, as `WriteFiles` and `Copies` make them."""
-    pieces = release(batch(rows), wait_us=0, window_us=WINDOW_US, shards=shards)
+class Done(NamedTuple):
+    """What came of a window's events, in all tables."""
+
+    rows: int
+    late: int
+    duplicates: int
+    redelivered: int
+
+
+class Window(NamedTuple):
+    """A window on its way to its commits."""
+
+    parts: list[Part]
+    duplicates: list[pa.RecordBatch]
+
+
+def parts_of(batches: Sequence[pa.RecordBatch], committer: Committer, shards: int = 3) -> list[Part]:
+    """Return the parts of batches that leave in one window, as `WriteFiles` and `Repeats` make them."""
+    pieces = [piece for each in batches for piece in release(each, wait_us=0, window_us=WINDOW_US, shards=shards)]
     assert len({piece.window_us for piece in pieces}) <= 1, "rows of several windows"
     parts = []
     for shard in sorted({piece.shard for piece in pieces}):
-        ordered, copies = order([piece.batch for piece in pieces if piece.shard == shard])
+        ordered, repeats = order([piece.batch for piece in pieces if piece.shard == shard])
         parts.append(committer.write_ahead(ordered))
-        if copies.num_rows:
-            parts.append(Part(copies=copies))
+        if repeats.num_rows:
+            parts.append(Part(repeats=repeats))
     return parts
 
 
@@ -58,11 +77,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 class Desk:
-    """A committer on tables in a folder, and a ledger of its own that says what may be acknowledged."""
+    """Deduplication and committer on tables in a folder, and a ledger of its own that says what may be acknowledged."""
 
-    def __init__(self, folder: Path, *, alone: bool = True, horizon_s: float = 600.0) -> None:
+    def __init__(
+        self, folder: Path, *, alone: bool = True, horizon_s: float = 600.0, dedup_s: float = 86_400.0
+    ) -> None:
         self.folder = folder
-        self.tables = Tables.at(folder, alone=alone, horizon_s=horizon_s)
+        self.dedup_s = dedup_s
+        self.tables = Tables.at(folder, alone=alone, horizon_s=horizon_s, added=ADDS)
+        self._remembered: Remembered | None = None
         self.ledger = Ledger()
         self._deliveries = 0
 
@@ -74,7 +97,16 @@ class Desk:
     def restart(self) -> None:
         """Die and come back: the index and the receipts are gone, the tables stay."""
         archive._COMMITTERS.pop(self.tables, None)
+        self._remembered = None
         self.ledger = Ledger()
+
+    @property
+    def remembered(self) -> Remembered:
+        """What the deduplication of the process that lives now remembers."""
+        if self._remembered is None:
+            self._remembered = Remembered(self.dedup_s, 1_000_000)
+            recall_events(self.tables, self._remembered, self.dedup_s)
+        return self._remembered
 
     def deliver(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows with a receipt for each delivered envelope; its ack id is `delivery/envelope`."""
@@ -89,14 +121,35 @@ class Desk:
         self.ledger.expect(np.arange(first, first + len(counts)), np.array(counts, np.int64))
         return [{**row, "receipt": receipts[row["envelope_id"]]} for row in rows]
 
-    def commit(self, parts: Sequence[Part], window_us: int = NOON_US) -> Committed:
-        """Commit the parts of a window."""
-        with mock.patch.object(commit, "LEDGER", self.ledger):
-            return self.committer.commit_events(parts, window_us)
+    def prepare(self, rows: Sequence[Row], shards: int = 3) -> Window:
+        """Take delivered rows through deduplication and order, up to their commits."""
+        unique = [done.unique for done in deduplicate(batch(rows), self.remembered, repeats_pass=self.tables.alone)]
+        parts = parts_of([each.batch for each in unique if each.batch.num_rows], self.committer, shards)
+        return Window(parts, [each.duplicates for each in unique if each.duplicates.num_rows])
 
-    def window(self, *rows: Row, window_us: int = NOON_US) -> Committed:
+    def commit(self, window: Window, window_us: int = NOON_US, *, duplicates_first: bool = False) -> Done:
+        """Commit a window; the graph promises nothing of the order in which its two commits come."""
+        if duplicates_first:
+            copied = self._commit_duplicates(window, window_us)
+            archived = self._commit_events(window, window_us)
+        else:
+            archived = self._commit_events(window, window_us)
+            copied = self._commit_duplicates(window, window_us)
+        return Done(archived.rows, archived.late, copied.rows, archived.redelivered + copied.redelivered)
+
+    def _commit_events(self, window: Window, window_us: int) -> Committed:
+        with mock.patch.object(commit, "LEDGER", self.ledger):
+            return self.committer.commit_events(window.parts, window_us)
+
+    def _commit_duplicates(self, window: Window, window_us: int) -> Committed:
+        if not window.duplicates:
+            return Committed(0, 0, 0)
+        with mock.patch.object(commit, "LEDGER", self.ledger):
+            return self.committer.commit_records("duplicates", window.duplicates, window_us)
+
+    def window(self, *rows: Row, window_us: int = NOON_US) -> Done:
         """Deliver rows and commit them as one window."""
-        return self.commit(parts_of(self.deliver(rows), self.committer), window_us)
+        return self.commit(self.prepare(self.deliver(rows)), window_us)
 
     def refuse(self, *rows: Row, window_us: int = NOON_US) -> Committed:
         """Deliver rows and commit them as dead letters, in two batches."""
@@ -112,6 +165,7 @@ class Desk:
     def table(self, name: str) -> pa.Table:
         """Return all rows of a table."""
         (spec,) = (spec for spec in SPECS if spec.name == name.replace("_", " "))
+        spec = with_columns(spec, ADDS) if name == "archive" else spec
         return open_table(str(self.folder / name), spec).delta.to_pyarrow_table().select(spec.schema.names)
 
     def places(self, name: str) -> list[tuple[str, str, int]]:
@@ -125,7 +179,7 @@ class Desk:
     def failing(self, name: str, *, after: bool = False) -> Iterator[None]:
         """Let every commit to a table raise StorageError: before it went in, or after."""
         committer = self.committer
-        tables = {"archive": committer.archive, "duplicates": committer._duplicates, **committer._records}
+        tables = {"archive": committer.archive, **committer._records}
         table = tables[name]
         real = table.commit
 
