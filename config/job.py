@@ -11,7 +11,10 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from millrace.config.identity import read_identity
 from millrace.config.yaml_page import Mistake, Page
+from millrace.schemas.identity import LINKED_AT
+from millrace.transforms.link import LinkRule
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -32,16 +35,18 @@ class ConfigError(Exception):
 class JobConfig:
     """What the stages do; each field is named as its section."""
 
+    identity: LinkRule | None = None
     enrich: tuple[Step, ...] = ()
     transforms: tuple[Step, ...] = ()
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
         """The columns that the stages add to the archive, in their order."""
-        return tuple(field for step in (*self.enrich, *self.transforms) for field in step.adds)
+        linked = () if self.identity is None else (LINKED_AT,)
+        return (*linked, *(field for step in (*self.enrich, *self.transforms) for field in step.adds))
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"identity": read_identity}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 

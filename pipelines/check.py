@@ -12,6 +12,7 @@ from google.auth.exceptions import GoogleAuthError
 from millrace.config.job import JobConfig
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
+from millrace.sinks.identities import recall_links
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 
 _NAME = re.compile(
@@ -93,7 +94,7 @@ def shared(tables_: Tables) -> None:
     Raises:
         CannotStartError: one is not.
     """
-    for name in ("archive", "duplicates", "dead_letters", "dropped"):
+    for name in ("archive", "duplicates", "dead_letters", "dropped", "identities"):
         uri = getattr(tables_, name)
         if not uri.startswith("gs://"):
             raise CannotStartError(
@@ -102,13 +103,15 @@ def shared(tables_: Tables) -> None:
 
 
 def tables(tables_: Tables, config: JobConfig, shards: int) -> None:
-    """Open the job's tables: creates them, and on one node reads back recent ids, and what the steps remember.
+    """Open the job's tables: creates them, and on one node reads back recent ids, links, and what the steps remember.
 
     Raises:
         StorageError: one cannot be opened; the message says what to do.
     """
     if tables_.alone:
         committer(tables_)
+        if config.identity is not None:
+            recall_links(tables_, config.identity)
         recall(tables_, [*config.enrich, *config.transforms], shards)
     else:
         open_tables(tables_)

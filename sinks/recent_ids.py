@@ -44,6 +44,12 @@ def place_keys(batch: pa.RecordBatch) -> Keys:
     return _with_delivery([xxhash.xxh3_128_digest(f"{envelope}/{index}".encode()) for envelope, index in places], batch)
 
 
+def identity_keys(batch: pa.RecordBatch) -> Keys:
+    """Return the keys of identities: of one id, from one time on."""
+    rows = zip(batch.column("id").to_pylist(), int64s(batch.column("linked_at")).tolist(), strict=True)
+    return _with_delivery([xxhash.xxh3_128_digest(f"{linked_us}/{id_}".encode()) for id_, linked_us in rows], batch)
+
+
 def _with_delivery(digests: list[bytes], batch: pa.RecordBatch) -> Keys:
     keys = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2).copy()
     envelope_number, envelopes = codes(batch.column("envelope_id"))
