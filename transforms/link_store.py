@@ -1,7 +1,7 @@
 """Where links are kept: in this process on one node; as batches of columns in a runner's state, and in the table."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -76,8 +76,12 @@ class LinkStore:
     def enter(self, released: pa.RecordBatch) -> None:
         """Enter the links among released events; they wait until their window leaves."""
         if links := links_of(released, self._rule):
-            with self.lock:
-                self._waiting.update(links)
+            self.enter_links(links)
+
+    def enter_links(self, links: Iterable[Link]) -> None:
+        """Enter links."""
+        with self.lock:
+            self._waiting.update(links)
 
     def settle(self, until_us: int, window_us: int) -> None:
         """Let all links released before until_us take effect.
