@@ -63,6 +63,14 @@ class Entry(NamedTuple):
     user_id: str
 
 
+class Found(NamedTuple):
+    """What is known of some ids, by their places; of the others there is no link."""
+
+    steady: dict[int, Entry]
+    """Those to which one link applies all the time that was asked for."""
+    others: list[int]
+
+
 class _Aliased(msgspec.Struct):
     previous_id: str | int | None = msgspec.field(name="previousId", default=None)
 
@@ -138,7 +146,10 @@ class Links:
 
     def put(self, id_: str, entry: Entry) -> None:
         """Enter what is known of an id from a time on."""
-        entries = self._entries.setdefault(id_, [])
+        entries = self._entries.get(id_)
+        if entries is None:
+            self._entries[id_] = [entry]
+            return
         bisect.insort_right(entries, entry, key=_time_of)
         # An id that many users log in with (a shared device, a constant) must not keep all of them.
         old = bisect.bisect_right(entries, entries[-1].at_us - _HISTORY_US, key=_time_of) - 1
@@ -154,10 +165,6 @@ class Links:
         if place < 0 or at_us - entries[place].at_us > self._remember_us:
             return None
         return entries[place]
-
-    def last_key(self, id_: str) -> str:
-        """Return the key that the last link known gave an id, in force or not."""
-        return self._entries[id_][-1].user_key
 
     def during(self, id_: str, first_us: int, last_us: int) -> list[tuple[int, Entry | None]]:
         """Return what is in force of an id from first to last, as (since when, what), the first at first_us."""
@@ -186,10 +193,19 @@ class Links:
         kept_us = now_us - self._remember_us - _HISTORY_US
         self._entries = {id_: entries for id_, entries in self._entries.items() if entries[-1].at_us >= kept_us}
 
-    def known(self, ids: Sequence[str]) -> list[int]:
-        """Return the places of those ids of which anything is known."""
-        entries = self._entries
-        return [place for place, id_ in enumerate(ids) if id_ in entries]
+    def look_up(self, ids: Sequence[str], first_us: int, last_us: int) -> "Found":
+        """Return what is in force of ids from first to last; in one loop, since it is asked for each batch's ids."""
+        get, remember_us = self._entries.get, self._remember_us
+        steady, others = {}, []
+        for place, id_ in enumerate(ids):
+            entries = get(id_)
+            if entries is not None:
+                entry = entries[-1]
+                if entry[0] <= first_us and last_us - entry[0] <= remember_us:
+                    steady[place] = entry
+                else:
+                    others.append(place)
+        return Found(steady, others)
 
     def items(self) -> Iterator[tuple[str, Sequence[Entry]]]:
         """Yield every id that is known, with its entries in the order of time."""

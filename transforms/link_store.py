@@ -20,8 +20,10 @@ def put_entries(links: Links, entries: pa.RecordBatch) -> None:
     """Enter rows of the table, or what `entries_of` returned: at least the columns of ENTRIES."""
     times = int64s(entries.column("linked_at")).tolist()
     texts = (entries.column(name).to_pylist() for name in ("id", "user_key", "user_id"))
+    same: dict[str, str] = {}  # an id is most often another's key, too: one text in memory
     for id_, user_key, user_id, at_us in zip(*texts, times, strict=True):
-        links.put(id_, Entry(at_us, user_key, user_id))
+        own = same.setdefault(id_, id_)
+        links.put(own, Entry(at_us, same.setdefault(user_key, user_key), same.setdefault(user_id, user_id)))
 
 
 def entries_of(links: Links) -> pa.RecordBatch:

@@ -169,7 +169,8 @@ class _ReleaseFn(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
         store = None if self._links is None else links_here(self._links)
-        keys = None if store is None else known_keys(batch.column("user_key"), store)
+        now_us = 0 if store is None else pc.max(batch.column("arrived_at")).value
+        keys = None if store is None else known_keys(batch.column("user_key"), store, now_us)
         sizes = {"wait_us": self._wait_us, "window_us": self._window_us, "shards": self._shards}
         for piece in release(batch, **sizes, keys=keys):
             if store is not None:

@@ -44,22 +44,24 @@ def resolve(batch: pa.RecordBatch, links: Links, shards: int) -> Resolved:
     """
     number, ids = codes(batch.column("user_key"))
     keys: list[str] = ids.to_pylist()
-    known = links.known(keys)
-    if not known:
-        shard = shard_of(ids, shards)[number]
-        return Resolved(_with_linked_at(batch, pa.nulls(batch.num_rows, identity.LINKED_AT.type)), shard)
     released = int64s(batch.column("released_at"))
     first_us, last_us = int(released.min()), int(released.max())
+    steady, others = links.look_up(keys, first_us, last_us)
+    if not steady and not others:
+        shard = shard_of(ids, shards)[number]
+        return Resolved(_with_linked_at(batch, pa.nulls(batch.num_rows, identity.LINKED_AT.type)), shard)
     since = [_NEVER] * len(keys)
-    for place in known:
+    for place, entry in steady.items():
+        keys[place], since[place] = entry.user_key, entry.at_us
+    for place in others:
         spans = links.during(keys[place], first_us, last_us)
         if len(spans) > 1:  # its key changes among these events: each span of time gets a number of its own
             rows = np.flatnonzero(number == place)
             span = np.searchsorted([since_us for since_us, _ in spans], released[rows], side="right") - 1
             number[rows] = np.where(span == 0, place, len(keys) + span - 1)
         own = keys[place]
-        for at, (_, entry) in enumerate(spans):
-            key, since_us = (own, _NEVER) if entry is None else (entry.user_key, entry.at_us)
+        for at, (_, during) in enumerate(spans):
+            key, since_us = (own, _NEVER) if during is None else (during.user_key, during.at_us)
             if at == 0:
                 keys[place], since[place] = key, since_us
             else:
@@ -95,16 +97,16 @@ def split(resolved: Resolved, first: int) -> Iterator[tuple[int, pa.RecordBatch]
         yield shard, batch if of_shard.all() else batch.filter(pa.array(of_shard))
 
 
-def known_keys(user_keys: pa.Array, store: LinkStore) -> pa.Array:
-    """Return whose each id is by the last link known of it: a guess at what `resolve` will say, to spread events by."""
+def known_keys(user_keys: pa.Array, store: LinkStore, now_us: int) -> pa.Array:
+    """Return whose each id is by the last link in force: a guess at what `resolve` will say, to spread events by."""
     number, ids = codes(user_keys)
     keys = ids.to_pylist()
     with store.lock:
-        known = store.links.known(keys)
-        for place in known:
-            keys[place] = store.links.last_key(keys[place])
-    if not known:
+        steady, _ = store.links.look_up(keys, now_us, now_us)
+    if not steady:
         return user_keys
+    for place, entry in steady.items():
+        keys[place] = entry.user_key
     return pa.DictionaryArray.from_arrays(pa.array(number), pa.array(keys, pa.string()))
 
 

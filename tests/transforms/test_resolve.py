@@ -81,11 +81,11 @@ def test_rows_go_to_the_shards_of_their_keys_each_once():
 def test_events_are_spread_by_the_last_key_known():
     store = LinkStore(RULE)
     unknown = pa.array(["web", "ann", "web"])
-    assert known_keys(unknown, store) is unknown
+    assert known_keys(unknown, store, NOON_US + 9 * SECOND_US) is unknown
     store.enter_links([link(1, "web", "ann")])
-    assert known_keys(unknown, store) is unknown  # not in force yet
+    assert known_keys(unknown, store, NOON_US + 9 * SECOND_US) is unknown  # not in force yet
     store.settle(NOON_US + 5 * SECOND_US, 5 * SECOND_US)
-    assert known_keys(unknown, store).to_pylist() == ["web", "web", "web"]
+    assert known_keys(unknown, store, NOON_US + 9 * SECOND_US).to_pylist() == ["web", "web", "web"]
 
 
 ids = st.sampled_from(["web", "phone", "ann", "bob"])
