@@ -10,9 +10,10 @@ from millrace.sinks.archive import Tables, committer
 from millrace.transforms.link import NEEDS, Change, Link, LinkRule, Links, links_of
 from millrace.transforms.link_store import ENTRIES, links_here, put_entries, records_of
 
-_HOUR_US = 3_600_000_000
-_FURTHEST_US = 24 * _HOUR_US
-"""How far back the archive is read: without logins the identities' newest row may be old."""
+_BACK_US = 600_000_000
+"""How far the archive is read from before the newest link on record: windows may be committed out of turn."""
+_FURTHEST_US = 3_600_000_000
+"""And no further back than this: where nobody logs in, the newest link may be old."""
 
 
 def recall_links(tables: Tables, rule: LinkRule) -> None:
@@ -26,13 +27,11 @@ def recall_links(tables: Tables, rule: LinkRule) -> None:
     store = links_here(rule)
     newest_us, archived_us = identities.newest_us(), archive.newest_us()
     if newest_us is not None:
-        # By time, since a file may hold rows of any: what is known of an id is put in the order of its links.
-        rows = identities.read_recent(ENTRIES.names, newest_us - round(rule.remember_s * 1_000_000))
-        for batch in rows:
+        for batch in identities.read_recent(ENTRIES.names, newest_us - round(rule.remember_s * 1_000_000)):
             put_entries(store.links, batch)
     if archived_us is None:
         return
-    since_us = min(archived_us, newest_us or archived_us) - _HOUR_US
+    since_us = min(archived_us, newest_us or archived_us) - _BACK_US
     since_us = max(since_us, archived_us - _FURTHEST_US)
     lacking = _apply(store.links, (links_of(batch, rule) for batch in archive.read_recent(NEEDS, since_us)))
     if lacking:

@@ -93,7 +93,8 @@ def links_of(batch: pa.RecordBatch, rule: LinkRule) -> list[Link]:
     rows = batch.select(NEEDS).filter(wanted)
     released, occurred = int64s(rows.column("released_at")).tolist(), int64s(rows.column("occurred_at")).tolist()
     links = []
-    for row, at_us, occurred_us in zip(rows.to_pylist(), released, occurred, strict=True):
+    texts = rows.drop_columns(["released_at", "occurred_at"]).to_pylist()
+    for row, at_us, occurred_us in zip(texts, released, occurred, strict=True):
         id_ = row["anonymous_id"] if row["type"] == IDENTIFY else _previous_id(row["rest"])
         if id_ and id_ != row["user_id"]:
             origin = (row["message_id"], row["source_id"], row["envelope_id"], row["envelope_index"])

@@ -146,17 +146,14 @@ class OrderPerUser(beam.PTransform):
                 tuple[int, pa.RecordBatch])
             | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
         )  # fmt: skip
-        identities = None
-        if self.links is not None:
-            pieces, identities = pieces | "ResolveUsers" >> ResolveUsers(
-                self.links, self.shards, self.window_s, self.alone
-            )
-        doors = (
-            pieces
-            | "GroupByShard" >> beam.GroupByKey()
-            | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
-                tuple[int, pa.RecordBatch], duplicates=pa.RecordBatch).with_outputs("duplicates", main="batches")
-        )  # fmt: skip
+        if self.links is None:
+            groups, identities = pieces | "GroupByShard" >> beam.GroupByKey(), None
+        else:
+            users = ResolveUsers(self.links, self.shards, self.window_s, self.alone)
+            groups, identities = pieces | "ResolveUsers" >> users
+        doors = groups | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
+            tuple[int, pa.RecordBatch], duplicates=pa.RecordBatch
+        ).with_outputs("duplicates", main="batches")
         return Ordered(doors.batches, doors.duplicates, identities)
 
 

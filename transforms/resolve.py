@@ -15,8 +15,9 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas import identity
-from millrace.transforms.batches import RecordBatchCoder, codes, int64s, shard_of
+from millrace.transforms.batches import RecordBatchCoder, codes, concat, int64s, shard_of
 from millrace.transforms.counts import count
+from millrace.transforms.hand_over import HERE
 from millrace.transforms.link import Change, Link, LinkRule, Links, links_of
 from millrace.transforms.link_store import ENTRIES, LinkStore, entries_of, links_here, put_entries, records_of
 
@@ -113,17 +114,17 @@ def known_keys(user_keys: pa.Array, store: LinkStore, now_us: int) -> pa.Array:
 class ResolvedUsers(NamedTuple):
     """The doors of ResolveUsers."""
 
-    pieces: beam.PCollection[tuple[int, pa.RecordBatch]]
+    groups: beam.PCollection[tuple[int, Iterable[pa.RecordBatch]]]
     identities: beam.PCollection[pa.RecordBatch]
 
 
 @dataclasses.dataclass(eq=False)
 class ResolveUsers(beam.PTransform):
-    """Give released events the keys of their persons, and send them to these keys' shards.
+    """Give released events the keys of their persons, and group them by these keys' shards.
 
     In:      (shard, piece) of `release`, in the windows of their release
-    Out:     pieces, by the shards of their new keys, with linked_at; identities, schemas.identity.BATCH: what the
-             links of each window changed
+    Out:     groups, (shard, pieces), by the shards of the new keys, one for each shard and window, with linked_at;
+             identities, schemas.identity.BATCH: what the links of each window changed
     Window:  FixedWindows(window_s), kept.  Order: none.  Repeats: same events, same keys.
     State:   one node: `links_here`, which the stage before fills; else one value with all links that are in force
     Source:  docs/guarantees.md, docs/decisions/0009
@@ -143,10 +144,15 @@ class ResolveUsers(beam.PTransform):
     def expand(self, pieces: beam.PCollection[tuple[int, pa.RecordBatch]]) -> "ResolvedUsers":
         piece = tuple[int, pa.RecordBatch]
         if self.alone:
-            fn = _ResolveFn(self.rule, self.shards, self.window_s)
-            doors = pieces | "GroupByOwnShard" >> beam.GroupByKey() | "Resolve" >> beam.ParDo(fn).with_output_types(
-                piece, identities=pa.RecordBatch).with_outputs("identities", main="pieces")  # fmt: skip
-            return ResolvedUsers(doors.pieces, doors.identities)
+            doors = (
+                pieces
+                | "GroupByOwnShard" >> beam.GroupByKey()
+                | "Resolve" >> beam.ParDo(_ResolveFn(self.rule, self.shards, self.window_s)).with_output_types(
+                    tuple[int, int], identities=pa.RecordBatch).with_outputs("identities", main="handed")
+            )  # fmt: skip
+            groups = doors.handed | "GroupByShard" >> beam.GroupByKey() | "Take" >> beam.Map(_take).with_output_types(
+                tuple[int, Iterable[pa.RecordBatch]])  # fmt: skip
+            return ResolvedUsers(groups, doors.identities)
         linked = (
             pieces
             | "FindLinks" >> beam.ParDo(_FindFn(self.rule)).with_output_types(tuple[int, bytes])
@@ -161,6 +167,7 @@ class ResolveUsers(beam.PTransform):
             | "Join" >> beam.Flatten()
             | "GroupByOwnShard" >> beam.GroupByKey()
             | "Resolve" >> beam.ParDo(_ResolveKnownFn(self.rule, self.shards)).with_output_types(piece)
+            | "GroupByShard" >> beam.GroupByKey()
         )
         return ResolvedUsers(resolved, linked.identities)
 
@@ -178,13 +185,18 @@ class _ResolveFn(beam.DoFn):
     ) -> Iterator[Any]:
         store = links_here(self._rule)
         store.settle(window.end.micros, self._window_us)
-        for batch in group[1]:
-            with store.lock:
-                resolved = resolve(batch, store.links, self._shards)
-            yield from _counted(split(resolved, group[0]), group[0])
+        batch = concat(list(group[1]))  # as Order would: what moves is taken out once, not of each small piece
+        with store.lock:
+            resolved = resolve(batch, store.links, self._shards)
+        for shard, part in _counted(split(resolved, group[0]), group[0]):
+            yield shard, HERE.give(part)
         if changes := store.take_changes(window.start.micros):
             count(STAGE, "links", len(changes))
             yield beam.pvalue.TaggedOutput("identities", records_of(changes))
+
+
+def _take(group: tuple[int, Iterable[int]]) -> tuple[int, Iterable[pa.RecordBatch]]:
+    return group[0], [HERE.take(number) for number in group[1]]
 
 
 class _FindFn(beam.DoFn):
@@ -279,8 +291,8 @@ class _ResolveKnownFn(beam.DoFn):
                 put_entries(links, batch)
             else:
                 pieces.append(batch)
-        for batch in pieces:
-            yield from _counted(split(resolve(batch, links, self._shards), group[0]), group[0])
+        if pieces:
+            yield from _counted(split(resolve(concat(pieces), links, self._shards), group[0]), group[0])
 
 
 def _counted(parts: Iterable[tuple[int, pa.RecordBatch]], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -138,7 +138,8 @@ def run(folder: Path, pulls: Sequence[Sequence[Envelope]]) -> dict[str, Rows]:
     finally:
         archive._COMMITTERS.pop(tables, None)
     found = {}
-    for spec, uri in zip(SPECS, (tables.archive, tables.duplicates, tables.dead_letters, tables.dropped), strict=True):
+    for spec in SPECS:
+        uri = getattr(tables, spec.name.replace(" ", "_"))
         by = [(name, "ascending") for name in (*spec.sort_columns, "envelope_id", "envelope_index")]
         found[spec.name] = open_table(uri, spec).delta.to_pyarrow_table().sort_by(by).to_pylist()
     return found
@@ -205,4 +206,4 @@ def test_events_past_the_wait_are_kept_and_flagged(tmp_path: Path):
 
 
 def test_nothing_read_is_nothing_written(tmp_path: Path):
-    assert run(tmp_path, [[]]) == {"archive": [], "duplicates": [], "dead letters": [], "dropped": []}
+    assert run(tmp_path, [[]]) == {spec.name: [] for spec in SPECS}

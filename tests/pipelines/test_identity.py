@@ -137,7 +137,8 @@ class Job:
 
     def archived(self) -> list[Row]:
         table = open_table(self.tables.archive, with_columns(ARCHIVE, self._config.added)).delta.to_pyarrow_table()
-        return table.sort_by([("user_key", "ascending"), ("order_index", "ascending")]).to_pylist()
+        rows: list[Row] = table.sort_by([("user_key", "ascending"), ("order_index", "ascending")]).to_pylist()
+        return rows
 
     def sequences(self) -> dict[str, list[int]]:
         """Return the numbers of the events of each user_key, in their order."""
@@ -235,8 +236,8 @@ def labels(pipeline: beam.Pipeline, parent: str) -> list[str]:
     ("kind", "config", "inside"),
     [
         (Kind.ONE_NODE, JobConfig(), ["Release", "Window", "GroupByShard", "Order"]),
-        (Kind.ONE_NODE, CONFIG, ["Release", "Window", "ResolveUsers", "GroupByShard", "Order"]),
-        (Kind.PORTABLE, CONFIG, ["Release", "Window", "ResolveUsers", "GroupByShard", "Order"]),
+        (Kind.ONE_NODE, CONFIG, ["Release", "Window", "ResolveUsers", "Order"]),
+        (Kind.PORTABLE, CONFIG, ["Release", "Window", "ResolveUsers", "Order"]),
     ],
 )
 def test_only_with_the_section_there_is_more_to_do(tmp_path: Path, kind: Kind, config: JobConfig, inside: list[str]):

@@ -163,7 +163,7 @@ def released(*rows: dict[str, Any]) -> list[Link]:
 
 
 def test_an_identify_with_both_ids_and_an_alias_with_its_previous_id_are_links():
-    both = {"user_id": "ann", "anonymous_id": "web"}
+    both: dict[str, Any] = {"user_id": "ann", "anonymous_id": "web"}
     found = released(
         event("1", 1, type="identify", envelope_index=3, **both),
         event("2", 2, type="alias", rest='{"previousId":" a@x ","integrations":{}}', **both),
