@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
@@ -284,15 +285,16 @@ class _ResolveKnownFn(beam.DoFn):
         self._shards = shards
 
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        given = list(group[1])
+        pieces = [batch for batch in given if batch.schema.names != ENTRIES.names]
+        if not pieces:
+            return
+        batch = concat(pieces)
         links = Links(self._rule)
-        pieces = []
-        for batch in group[1]:
-            if batch.schema.names == ENTRIES.names:
-                put_entries(links, batch)
-            else:
-                pieces.append(batch)
-        if pieces:
-            yield from _counted(split(resolve(concat(pieces), links, self._shards), group[0]), group[0])
+        for entries in given:
+            if entries.schema.names == ENTRIES.names:  # of all ids of the shard; few of them are here
+                put_entries(links, entries.filter(pc.is_in(entries.column("id"), batch.column("user_key"))))
+        yield from _counted(split(resolve(batch, links, self._shards), group[0]), group[0])
 
 
 def _counted(parts: Iterable[tuple[int, pa.RecordBatch]], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
