@@ -33,11 +33,14 @@ def recall_links(tables: Tables, rule: LinkRule) -> None:
         return
     since_us = min(archived_us, newest_us or archived_us) - _BACK_US
     since_us = max(since_us, archived_us - _FURTHEST_US)
-    lacking = _apply(store.links, (links_of(batch, rule) for batch in archive.read_recent(NEEDS, since_us)))
+    lacking = _apply(store.links, since_us, (links_of(batch, rule) for batch in archive.read_recent(NEEDS, since_us)))
     if lacking:
         opened.commit_records("identities", [records_of(lacking)], lacking[0].link.at_us)
 
 
-def _apply(links: Links, found: Iterable[list[Link]]) -> list[Change]:
-    every = sorted(link for part in found for link in part)
-    return [change for link in every for change in links.apply(link)]
+def _apply(links: Links, since_us: int, found: Iterable[list[Link]]) -> list[Change]:
+    """Let links take effect, most of which have done so; return the changes that are not on record."""
+    on_record = {(id_, entry.at_us) for id_, entries in links.items() for entry in entries if entry.at_us >= since_us}
+    every = sorted({link for part in found for link in part})
+    changes = [change for link in every for change in links.apply(link)]
+    return [change for change in changes if (change.id, change.link.at_us) not in on_record]

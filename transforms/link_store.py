@@ -39,7 +39,8 @@ def entries_of(links: Links) -> pa.RecordBatch:
 
 
 def records_of(changes: Sequence[Change]) -> pa.RecordBatch:
-    """Return changes as rows for the table (schemas.identity.BATCH)."""
+    """Return changes as rows for the table (schemas.identity.BATCH); of one id and microsecond the last."""
+    changes = list({(change.id, change.link.at_us): change for change in changes}.values())
     links = [change.link for change in changes]
     days = [link.at_us // _DAY_US for link in links]
     columns: dict[str, Any] = {

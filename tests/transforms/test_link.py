@@ -97,8 +97,10 @@ def test_links_entered_in_any_order_and_more_than_once_give_each_id_the_key_of_t
                     assert key_of(store.links, id_, at_us) == expected[at_us, id_]
     assert len(set(changes)) == len(changes)
     told = Links(RULE)  # as a new process reads it back from the table
-    if changes:
-        put_entries(told, records_of(changes))
+    rows = records_of(changes)
+    on_record = [(row["id"], row["linked_at"]) for row in rows.to_pylist()]
+    assert len(set(on_record)) == len(on_record)
+    put_entries(told, rows)
     assert {(at_us, id_): key_of(told, id_, at_us) for at_us, id_ in asked} == expected
 
 
