@@ -4,10 +4,8 @@ A link is in the archive as its event, and in the identities as what it changed.
 other, so a crash in between leaves the second out: the archive's newest events tell what it would have been.
 """
 
-from collections.abc import Iterable
-
 from millrace.sinks.archive import Tables, committer
-from millrace.transforms.link import NEEDS, Change, Link, LinkRule, Links, links_of
+from millrace.transforms.link import NEEDS, LinkRule, links_of
 from millrace.transforms.link_store import ENTRIES, links_here, put_entries, records_of
 
 _BACK_US = 600_000_000
@@ -33,14 +31,7 @@ def recall_links(tables: Tables, rule: LinkRule) -> None:
         return
     since_us = min(archived_us, newest_us or archived_us) - _BACK_US
     since_us = max(since_us, archived_us - _FURTHEST_US)
-    lacking = _apply(store.links, since_us, (links_of(batch, rule) for batch in archive.read_recent(NEEDS, since_us)))
+    found = (link for batch in archive.read_recent(NEEDS, since_us) for link in links_of(batch, rule))
+    lacking = store.links.apply_all(found)
     if lacking:
         opened.commit_records("identities", [records_of(lacking)], lacking[0].link.at_us)
-
-
-def _apply(links: Links, since_us: int, found: Iterable[list[Link]]) -> list[Change]:
-    """Let links take effect, most of which have done so; return the changes that are not on record."""
-    on_record = {(id_, entry.at_us) for id_, entries in links.items() for entry in entries if entry.at_us >= since_us}
-    every = sorted({link for part in found for link in part})
-    changes = [change for link in every for change in links.apply(link)]
-    return [change for change in changes if (change.id, change.link.at_us) not in on_record]

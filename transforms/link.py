@@ -6,7 +6,7 @@ known from the links released up to it: it depends on what was sent, not on how 
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -144,6 +144,20 @@ class Links:
         for change in changes:
             self.put(change.id, Entry(link.at_us, change.user_key, change.user_id))
         return changes
+
+    def apply_all(self, links: Iterable[Link]) -> list[Change]:
+        """Let links take effect, in their order; return what they changed and is not on record.
+
+        Links that come again, after a crash, change nothing but where two of one microsecond name the same id.
+        """
+        due = sorted(set(links))
+        on_record = {(id_, each.at_us) for each in due for id_ in (each.id, each.user_id) if self._begins(id_, each)}
+        changes = [change for each in due for change in self.apply(each)]
+        return [change for change in changes if (change.id, change.link.at_us) not in on_record]
+
+    def _begins(self, id_: str, link: Link) -> bool:
+        entry = self.at(id_, link.at_us)
+        return entry is not None and entry.at_us == link.at_us
 
     def put(self, id_: str, entry: Entry) -> None:
         """Enter what is known of an id from a time on."""

@@ -94,11 +94,10 @@ class LinkStore:
             window_us: the windows' length.
         """
         with self.lock:
-            due = sorted(link for link in self._waiting if link.at_us < until_us)
-            for link in due:
-                self._waiting.discard(link)
-                if changes := self.links.apply(link):
-                    self._changes.setdefault(link.at_us // window_us * window_us, []).extend(changes)
+            due = {link for link in self._waiting if link.at_us < until_us}
+            self._waiting -= due
+            for change in self.links.apply_all(due):
+                self._changes.setdefault(change.link.at_us // window_us * window_us, []).append(change)
             self.links.sweep(until_us)
 
     def take_changes(self, start_us: int) -> list[Change]:

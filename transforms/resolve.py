@@ -261,10 +261,7 @@ class _LinkFn(beam.DoFn):
         if (stored := known.read()) is not None:
             put_entries(links, stored)
         for at_us in sorted(windows):
-            changes: list[Change] = []
-            for link in sorted(set(windows[at_us])):
-                changes += links.apply(link)
-            yield from self._told(links, changes, Timestamp(micros=at_us))
+            yield from self._told(links, links.apply_all(windows[at_us]), Timestamp(micros=at_us))
         links.sweep(max(windows))
         known.write(entries_of(links))
 

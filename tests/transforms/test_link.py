@@ -61,6 +61,18 @@ def test_a_link_changes_nothing_before_it_and_the_same_again_nothing_after():
     assert found.apply(link(11, "web", "ann")) == []
 
 
+@pytest.mark.parametrize("first", ["tim", "tom"])
+def test_links_of_one_microsecond_that_come_again_are_on_record_once(first: str):
+    tied = [link(5, "kiosk", first), link(5, "kiosk", "una")]
+    found = Links(RULE)
+    rows = records_of(found.apply_all([tied[1], tied[0]])).to_pylist()
+    assert [(row["id"], row["user_id"]) for row in rows] == [("kiosk", "una"), (first, first), ("una", "una")]
+    assert found.apply_all(tied) == []
+    entry = found.at("kiosk", 5)
+    assert entry is not None
+    assert entry.user_id == "una"
+
+
 ids = st.sampled_from(["web", "phone", "tv", "ann", "bob", "eve"])
 kinds = st.sampled_from([IDENTIFY, IDENTIFY, ALIAS])
 links = st.builds(link, st.integers(0, 30), ids, ids, kinds).filter(lambda each: each.id != each.user_id)
