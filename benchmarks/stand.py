@@ -143,7 +143,9 @@ class Stand:
         subscriber.close()
         options = {
             "subscription": SUBSCRIPTION,
-            **{name: self._folder / name for name in ("archive", "duplicates", "dead_letters", "dropped")},
+            **{
+                name: self._folder / name for name in ("archive", "duplicates", "dead_letters", "dropped", "identities")
+            },
             "order_wait_s": self.wait_s,
             "order_window_s": self.window_s,
             "compact_every_s": self._compact_every_s,

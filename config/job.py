@@ -13,14 +13,17 @@ import yaml
 
 from millrace.config.contracts import read_contracts
 from millrace.config.enrich import read_enrich
+from millrace.config.identity import read_identity
 from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.sessions import read_sessions
 from millrace.config.touch import read_touch
 from millrace.config.yaml_page import Mistake, Page
 from millrace.schemas.contracts import ADDED, Contracts
+from millrace.schemas.identity import LINKED_AT
 from millrace.transforms.enrich.lineage import Lineage, config_hash
 from millrace.transforms.enrich.sessions import Sessions
 from millrace.transforms.enrich.touch import Touch
+from millrace.transforms.link import LinkRule
 from millrace.transforms.steps import Step
 
 Reader = Callable[[Page, yaml.Node], Any]
@@ -43,6 +46,7 @@ class JobConfig:
 
     privacy: Privacy | None = None
     contracts: Contracts | None = None
+    identity: LinkRule | None = None
     enrich: tuple[Step, ...] = ()
     sessions: Sessions | None = None
     touch: Touch | None = None
@@ -59,13 +63,15 @@ class JobConfig:
         """The columns that the stages add to the archive, in their order."""
         of_privacy = () if self.privacy is None else self.privacy.adds
         of_contracts = () if self.contracts is None else ADDED
+        of_identity = () if self.identity is None else (LINKED_AT,)
         of_steps = (field for step in (*self.steps, *self.transforms) for field in step.adds)
-        return (*of_privacy, *of_contracts, *of_steps)
+        return (*of_privacy, *of_contracts, *of_identity, *of_steps)
 
 
 READERS: dict[str, Reader] = {
     "privacy": read_privacy,
     "contracts": read_contracts,
+    "identity": read_identity,
     "enrich": read_enrich,
     "sessions": read_sessions,
     "touch": read_touch,

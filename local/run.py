@@ -32,7 +32,7 @@ from millrace.local.sources import make_sources
 from millrace.local.summary import connect, describe
 
 _DRAIN_S = 120.0
-_PLACED = {"--archive", "--duplicates", "--dead_letters", "--dropped", "--subscription"}
+_PLACED = {"--archive", "--duplicates", "--dead_letters", "--dropped", "--identities", "--subscription"}
 _DESCRIPTION = (__doc__ or "").partition("\n\n")[2]
 
 
@@ -100,7 +100,8 @@ def _check_for_the_job(arguments: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _job(options: argparse.Namespace, for_the_job: Sequence[str], parts: Parts, ending: _Ending) -> Iterator[Part]:
     """Run the main job; at the end it archives what is under way."""
-    tables = [f"--{name}={options.data / name}" for name in ("archive", "duplicates", "dead_letters", "dropped")]
+    names = ("archive", "duplicates", "dead_letters", "dropped", "identities")
+    tables = [f"--{name}={options.data / name}" for name in names]
     arguments = [f"--subscription={SUBSCRIPTION}", *tables, "--progress_s=1", "--drain_until_empty", *for_the_job]
     if options.prism_location:
         arguments.append(f"--prism_location={options.prism_location}")

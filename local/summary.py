@@ -33,7 +33,7 @@ _JOURNEY = """
 
 
 def connect(data: Path) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection with the views archive, duplicates, dead_letters and dropped of a data folder."""
+    """Return a DuckDB connection with a view of each table of a data folder."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     for spec in SPECS:

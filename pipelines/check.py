@@ -14,6 +14,7 @@ from millrace.config.privacy import Privacy
 from millrace.config.secrets import SecretError
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
+from millrace.sinks.identities import recall_links
 from millrace.sinks.recall import recall_events
 from millrace.transforms.deduplicate import remembered_here
 from millrace.transforms.protect import Protection
@@ -99,7 +100,7 @@ def shared(tables_: Tables) -> None:
     Raises:
         CannotStartError: one is not.
     """
-    for name in ("archive", "duplicates", "dead_letters", "dropped"):
+    for name in ("archive", "duplicates", "dead_letters", "dropped", "identities"):
         uri = getattr(tables_, name)
         if not uri.startswith("gs://"):
             raise CannotStartError(
@@ -115,6 +116,8 @@ def tables(tables_: Tables, config: JobConfig, options_: EventOptions) -> None:
     """
     if tables_.alone:
         committer(tables_)
+        if config.identity is not None:
+            recall_links(tables_, config.identity)
         recall(tables_, [*config.steps, *config.transforms], options_.shards)
         if horizon_s := options_.dedup_horizon_s:
             remembered = remembered_here(tables_.run_id, horizon_s, options_.dedup_max_ids)

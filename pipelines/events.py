@@ -2,7 +2,7 @@ r"""The main job: customer events from Pub/Sub to a Delta archive, each user's i
 
     python -m pipelines.events --subscription=projects/PROJECT/subscriptions/NAME --archive=gs://BUCKET/archive \
         --duplicates=gs://BUCKET/duplicates --dead_letters=gs://BUCKET/dead_letters --dropped=gs://BUCKET/dropped \
-        --config=millrace.yaml --runner=DataflowRunner ...
+        --identities=gs://BUCKET/identities --config=millrace.yaml --runner=DataflowRunner ...
 
 Without --runner it runs on this machine, on Prism. Ctrl-C or SIGTERM: stop reading, archive what was read, end; a
 second one: hand everything unfinished back to Pub/Sub and end at once. Exit codes: 0 ended as told; 1 failed, nothing
@@ -61,7 +61,11 @@ def build(
         shards=options.dedup_shards,
     )
     ordered = unique.batches | "OrderPerUser" >> OrderPerUser(
-        wait_s=options.order_wait_s, window_s=options.order_window_s, shards=options.shards
+        wait_s=options.order_wait_s,
+        window_s=options.order_window_s,
+        shards=options.shards,
+        links=config.identity,
+        alone=tables.alone,
     )
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
         config.steps, "enrich", window_s=options.order_window_s, alone=tables.alone
@@ -75,6 +79,9 @@ def build(
     letters | "WriteDeadLetters" >> WriteRecords(tables, "dead_letters", window_s=options.order_window_s)
     left_out = (*left_out, enriched.dropped, transformed.dropped)
     left_out | "WriteDropped" >> WriteRecords(tables, "dropped", window_s=options.order_window_s)
+    if ordered.identities is not None:
+        links = (ordered.identities,)
+        links | "WriteIdentities" >> WriteRecords(tables, "identities", window_s=options.order_window_s)
 
 
 def read(options: EventOptions, kind: Kind) -> ReadEnvelopes:
@@ -108,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             duplicates=options.duplicates,
             dead_letters=options.dead_letters,
             dropped=options.dropped,
+            identities=options.identities,
             added=(*added(options.dedup_horizon_s), *config.added),
             alone=kind is Kind.ONE_NODE,
             horizon_s=options.commit_horizon_s,

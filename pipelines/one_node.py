@@ -61,7 +61,8 @@ def run(arguments: Sequence[str], options: EventOptions, build: Callable[[beam.P
 
 
 def _run(pipeline: beam.Pipeline, prism: Prism, options: EventOptions) -> int:
-    tables = [options.archive, options.duplicates, options.dead_letters, options.dropped]
+    names = ("archive", "duplicates", "dead_letters", "dropped", "identities")
+    tables = [getattr(options, name) for name in names]
     with (
         _signals(options.drain_until_empty) as told,
         progress(options.progress_s),

@@ -47,6 +47,13 @@ class EventOptions(PipelineOptions):
             "Default: %(default)s.",
         )
         add(
+            "--identities",
+            default="data/identities",
+            metavar="URI",
+            help="The Delta table of links: which id belongs to whose sequence, from when on (docs/config.md, "
+            "identity). Default: %(default)s.",
+        )
+        add(
             "--config",
             default="",
             metavar="FILE",

@@ -18,13 +18,12 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.sinks.commit import Committed, Committer, Index, Part
-from millrace.sinks.committed_ids import CommittedIds, place_keys
+from millrace.sinks.committed_ids import CommittedIds, event_keys, identity_keys, place_keys
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.storage import StorageError
-from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, SPECS, with_columns
-from millrace.transforms.batches import one_batch
+from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, IDENTITIES, SPECS, TableSpec, with_columns
+from millrace.transforms.batches import one_batch, shard_of
 from millrace.transforms.counts import count
-from millrace.transforms.order import shard_of
 from millrace.transforms.steps import Step, users_here
 
 STAGE = "archive"
@@ -40,7 +39,7 @@ class Tables:
     """Where a job's tables are, and how it commits to them.
 
     Attributes:
-        archive, duplicates, dead_letters, dropped: URIs: a folder, file:// or gs://.
+        archive, duplicates, dead_letters, dropped, identities: URIs: a folder, file:// or gs://.
         alone: this process is the only one that writes them (one node): it remembers what is committed, so that
             redelivery after a crash adds nothing. Elsewhere the runner's own state has to see to that.
         horizon_s: how far back it remembers what is committed.
@@ -52,16 +51,22 @@ class Tables:
     duplicates: str
     dead_letters: str
     dropped: str
+    identities: str
     alone: bool = True
     horizon_s: float = 600.0
     run_id: str = dataclasses.field(default_factory=lambda: f"millrace-{uuid.uuid4().hex}")
     added: tuple[pa.Field, ...] = ()
 
+    def uri_of(self, spec: TableSpec) -> str:
+        """Return where one of the tables is."""
+        uri: str = getattr(self, spec.name.replace(" ", "_"))
+        return uri
+
     @classmethod
     def at(cls, root: Path | str, **more: Any) -> "Tables":
         """Return the tables that are side by side in one place, under their names."""
-        archive, duplicates, dead_letters, dropped = (f"{root}/{spec.name.replace(' ', '_')}" for spec in SPECS)
-        return cls(archive, duplicates, dead_letters, dropped, **more)
+        archive, duplicates, letters, dropped, identities = (f"{root}/{spec.name.replace(' ', '_')}" for spec in SPECS)
+        return cls(archive, duplicates, letters, dropped, identities, **more)
 
 
 def recall(tables: Tables, steps: Iterable[Step], shards: int) -> None:
@@ -96,6 +101,7 @@ class Opened(NamedTuple):
     duplicates: Table
     dead_letters: Table
     dropped: Table
+    identities: Table
 
 
 def open_tables(tables: Tables) -> Opened:
@@ -109,6 +115,7 @@ def open_tables(tables: Tables) -> Opened:
         open_table(tables.duplicates, DUPLICATES),
         open_table(tables.dead_letters, DEAD_LETTERS),
         open_table(tables.dropped, DROPPED),
+        open_table(tables.identities, IDENTITIES),
     )
 
 
@@ -128,12 +135,13 @@ def committer(tables: Tables) -> Committer:
             opened = open_tables(tables)
             index = None
             if tables.alone:
+                horizon_s = tables.horizon_s
                 index = Index(
-                    _remembered(opened.archive, CommittedIds(tables.horizon_s), tables.horizon_s),
-                    *(
-                        _remembered(table, CommittedIds(tables.horizon_s, place_keys), tables.horizon_s)
-                        for table in opened[1:]
-                    ),
+                    _remembered(opened.archive, CommittedIds(horizon_s), horizon_s),
+                    _remembered(opened.duplicates, CommittedIds(horizon_s, place_keys), horizon_s),
+                    _remembered(opened.dead_letters, CommittedIds(horizon_s, place_keys), horizon_s),
+                    _remembered(opened.dropped, CommittedIds(horizon_s, event_keys), horizon_s),
+                    CommittedIds(horizon_s, identity_keys),  # the links, read back from their table, make no row twice
                 )
             found = Committer(**opened._asdict(), index=index, run_id=tables.run_id)
             _COMMITTERS[tables] = found
@@ -295,16 +303,16 @@ def _repeats(repeats: pa.RecordBatch) -> tuple[int, Part]:
 
 @dataclasses.dataclass(eq=False)
 class WriteRecords(beam.PTransform):
-    """Write what did not get into the archive to its table: duplicates, dead letters, or dropped events.
+    """Write what does not go into the archive to its table: duplicates, dead letters, dropped events, identities.
 
-    In:      several collections of batches of the table's rows, each with its receipt, in any windows
+    In:      several collections of batches of that table's rows, each with its receipt, in any windows
     Out:     Committed, one per window that had any
     Window:  FixedWindows(window_s) on arrival.
     """
 
     tables: Tables
     table: str
-    """`duplicates`, `dead_letters` or `dropped`."""
+    """`duplicates`, `dead_letters`, `dropped` or `identities`."""
     window_s: float = 5.0
 
     def expand(self, records: Any) -> beam.PCollection[Committed]:  # several collections: Beam has no type for that

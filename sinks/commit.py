@@ -66,6 +66,7 @@ class Index(NamedTuple):
     duplicates: CommittedIds
     dead_letters: CommittedIds
     dropped: CommittedIds
+    identities: CommittedIds
 
 
 class _Entry(NamedTuple):
@@ -83,7 +84,7 @@ class Committer:
     """The one writer of commits in a process. Safe to share: one window is committed at a time.
 
     Args:
-        archive, duplicates, dead_letters, dropped: the tables.
+        archive, duplicates, dead_letters, dropped, identities: the tables.
         index: None where another process may commit to the tables too; the runner's own exactly-once state and the
             transaction ids are then what prevents a second copy.
         run_id: names this run's transactions.
@@ -96,12 +97,19 @@ class Committer:
         duplicates: Table,
         dead_letters: Table,
         dropped: Table,
+        identities: Table,
         index: Index | None,
         run_id: str,
     ) -> None:
         self.archive = archive
         self.duplicates = duplicates
-        self._records = {"duplicates": duplicates, "dead_letters": dead_letters, "dropped": dropped}
+        self.identities = identities
+        self._records = {
+            "duplicates": duplicates,
+            "dead_letters": dead_letters,
+            "dropped": dropped,
+            "identities": identities,
+        }
         self._index = index
         self._run_id = run_id
         # A sequence of its own: another committer of this run would start from 1 again, and be taken for a repeat.
@@ -164,7 +172,7 @@ class Committer:
         return result
 
     def commit_records(self, name: str, batches: Sequence[pa.RecordBatch], window_us: int) -> Committed:
-        """Commit duplicates, dead letters or dropped events to their table, then settle their receipts.
+        """Commit duplicates, dead letters, dropped events or identities to their table, then settle their receipts.
 
         Raises:
             StorageError: the storage refused it; nothing was settled.

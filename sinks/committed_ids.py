@@ -9,7 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
+from millrace.transforms.batches import int64s
 from millrace.transforms.recent_ids import BELONGING, Keys, RecentIds, id_hashes, mixed, place_hashes
 
 
@@ -23,6 +25,13 @@ def event_keys(batch: pa.RecordBatch) -> Keys:
 def place_keys(batch: pa.RecordBatch) -> Keys:
     """Return the keys of other records: 120 bits of their place in the queue."""
     return np.column_stack([place_hashes(batch), place_hashes(batch, seed=1)])
+
+
+def identity_keys(batch: pa.RecordBatch) -> Keys:
+    """Return the keys of identities: of one id, from one time on."""
+    rows = zip(batch.column("id").to_pylist(), int64s(batch.column("linked_at")).tolist(), strict=True)
+    ids = np.array([xxhash.xxh3_64_intdigest(f"{linked_us}/{id_}".encode()) for id_, linked_us in rows], np.uint64)
+    return np.column_stack([ids, mixed(ids)])
 
 
 class CommittedIds:

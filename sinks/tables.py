@@ -8,7 +8,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from millrace.schemas import dead_letter, dropped, duplicate, event
+from millrace.schemas import dead_letter, dropped, duplicate, event, identity
 from millrace.sinks.storage import Location, StorageError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,17 @@ DROPPED = TableSpec(
     plain_columns=("message_id", "envelope_id"),
 )
 
-SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS, DROPPED)
+IDENTITIES = TableSpec(
+    name="identities",
+    schema=identity.SCHEMA,
+    partition_column="date",
+    sort_columns=("linked_at", "id"),
+    statistics_columns=("id", "user_id", "user_key", "source_id", "occurred_at", "linked_at"),
+    time_column="linked_at",
+    plain_columns=("message_id", "envelope_id"),
+)
+
+SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS, DROPPED, IDENTITIES)
 
 
 def with_columns(spec: TableSpec, added: Sequence[pa.Field]) -> TableSpec:

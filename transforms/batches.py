@@ -1,5 +1,6 @@
 """How batches of columns travel: a coder for `pyarrow.RecordBatch`, and the few moves that several stages share."""
 
+import zlib
 from collections.abc import Sequence
 
 import apache_beam as beam
@@ -89,3 +90,9 @@ def count_by_receipt(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.
     receipts, counts = np.unique(int64s(batch.column("receipt")), return_counts=True)
     kept = receipts >= 0
     return receipts[kept], counts[kept].astype(np.int64)
+
+
+def shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
+    """Return each user's shard: the same in every process and run."""
+    number, keys = codes(user_keys)
+    return np.array([zlib.crc32(key.encode()) % shards for key in keys.to_pylist()], np.int64)[number]

@@ -6,7 +6,6 @@ before an element's own timestamp, so nothing is late for Beam, and no state or 
 """
 
 import dataclasses
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +18,11 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas.event import RECEIPT
-from millrace.transforms.batches import codes, concat, int64s
+from millrace.transforms.batches import codes, concat, int64s, shard_of
 from millrace.transforms.counts import count
+from millrace.transforms.link import LinkRule
+from millrace.transforms.link_store import links_here
+from millrace.transforms.resolve import ResolveUsers, known_keys
 
 STAGE = "order"
 
@@ -38,7 +40,9 @@ class Piece(NamedTuple):
     batch: pa.RecordBatch
 
 
-def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int) -> list[Piece]:
+def release(
+    batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int, keys: pa.Array | None = None
+) -> list[Piece]:
     """Give each event its release time, and split the batch by shard and release window.
 
     Args:
@@ -46,6 +50,7 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
         wait_us: how long an event waits for earlier ones, µs.
         window_us: length of the windows that leave together, µs.
         shards: users are spread over so many by a hash that is the same in every process.
+        keys: spread by these instead of user_key.
 
     Returns:
         Pieces with `released_at`, `is_late` and `late_by_ms` added; every row is in exactly one.
@@ -61,7 +66,7 @@ def release(batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int)
         .append_column("is_late", pa.array(late_us > 0))
         .append_column("late_by_ms", pa.array(-(-late_us // 1_000)))
     )
-    groups = (released // window_us) * shards + shard_of(batch.column("user_key"), shards)
+    groups = (released // window_us) * shards + shard_of(batch.column("user_key") if keys is None else keys, shards)
     by_group = np.argsort(groups, kind="stable")
     batch, groups = batch.take(pa.array(by_group)), groups[by_group]
     starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
@@ -95,10 +100,12 @@ def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBa
 
 
 class Ordered(NamedTuple):
-    """The two doors of OrderPerUser."""
+    """The doors of OrderPerUser."""
 
     batches: beam.PCollection[tuple[int, pa.RecordBatch]]
     repeats: beam.PCollection[pa.RecordBatch]
+    identities: beam.PCollection[pa.RecordBatch] | None
+    """None without a rule for links."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,10 +114,12 @@ class OrderPerUser(beam.PTransform):
 
     In:      batches, schemas.event.BATCH; element timestamps no later than any `arrived_at` inside
     Out:     (shard, batch): a batch of one shard and window, in order, with released_at, is_late, late_by_ms,
-             order_index, date; repeats: the receipts of messages that were delivered twice
+             order_index, date; repeats: the receipts of messages that were delivered twice; with links: identities,
+             schemas.identity.BATCH, user_key that of the person, and linked_at
     Window:  FixedWindows(window_s) on the release time.  Order: per user, inside a batch and across windows, of all
              that arrive within wait_s of their occurred_at; later ones are flagged is_late, never dropped.
-    State:   none; the runner holds an event for wait_s + window_s.  Repeats: same events, same rows.
+    State:   the links, see ResolveUsers; the runner holds an event for wait_s + window_s.
+    Repeats: same events, same rows.
     Errors:  ValueError when built with a wait below 0, a window or shards below 1
     Source:  docs/guarantees.md
     """
@@ -118,6 +127,10 @@ class OrderPerUser(beam.PTransform):
     wait_s: float = 10.0
     window_s: float = 5.0
     shards: int = 8
+    links: LinkRule | None = None
+    """Which events link two ids to one person; None: a user is their user_id, else their anonymous_id."""
+    alone: bool = True
+    """One node: links are kept in this process."""
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or self.window_s < 1 or self.shards < 1:
@@ -126,26 +139,39 @@ class OrderPerUser(beam.PTransform):
             )
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> "Ordered":
-        doors = (
+        enter = self.links if self.alone else None
+        pieces = (
             batches
-            | "Release" >> beam.ParDo(_ReleaseFn(self.wait_s, self.window_s, self.shards)).with_output_types(
+            | "Release" >> beam.ParDo(_ReleaseFn(self.wait_s, self.window_s, self.shards, enter)).with_output_types(
                 tuple[int, pa.RecordBatch])
             | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
-            | "GroupByShard" >> beam.GroupByKey()
-            | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
-                tuple[int, pa.RecordBatch], repeats=pa.RecordBatch).with_outputs("repeats", main="batches")
         )  # fmt: skip
-        return Ordered(doors.batches, doors.repeats)
+        if self.links is None:
+            groups, identities = pieces | "GroupByShard" >> beam.GroupByKey(), None
+        else:
+            users = ResolveUsers(self.links, self.shards, self.window_s, self.alone)
+            groups, identities = pieces | "ResolveUsers" >> users
+        doors = groups | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
+            tuple[int, pa.RecordBatch], repeats=pa.RecordBatch
+        ).with_outputs("repeats", main="batches")
+        return Ordered(doors.batches, doors.repeats, identities)
 
 
 class _ReleaseFn(beam.DoFn):
-    def __init__(self, wait_s: float, window_s: float, shards: int) -> None:
+    def __init__(self, wait_s: float, window_s: float, shards: int, links: LinkRule | None) -> None:
         self._wait_us = round(wait_s * 1_000_000)
         self._window_us = round(window_s * 1_000_000)
         self._shards = shards
+        self._links = links
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        for piece in release(batch, wait_us=self._wait_us, window_us=self._window_us, shards=self._shards):
+        store = None if self._links is None else links_here(self._links)
+        now_us = 0 if store is None else pc.max(batch.column("arrived_at")).value
+        keys = None if store is None else known_keys(batch.column("user_key"), store, now_us)
+        sizes = {"wait_us": self._wait_us, "window_us": self._window_us, "shards": self._shards}
+        for piece in release(batch, **sizes, keys=keys):
+            if store is not None:
+                store.enter(piece.batch)  # before it can leave: see LinkStore
             earliest_us = pc.min(piece.batch.column("released_at")).value
             yield TimestampedValue((piece.shard, piece.batch), Timestamp(micros=earliest_us))
 
@@ -161,12 +187,6 @@ class _OrderFn(beam.DoFn):
         yield shard, batch
         if repeats.num_rows:
             yield beam.pvalue.TaggedOutput("repeats", repeats)
-
-
-def shard_of(user_keys: pa.Array, shards: int) -> npt.NDArray[np.int64]:
-    """Return each user's shard: the same in every process and run."""
-    number, keys = codes(user_keys)
-    return np.array([zlib.crc32(key.encode()) % shards for key in keys.to_pylist()], np.int64)[number]
 
 
 def released_us(order_index: int) -> int:

@@ -67,10 +67,11 @@ def run(folder: Path, config: JobConfig, bodies: list[bytes]) -> dict[str, list[
     finally:
         archive._COMMITTERS.pop(tables, None)
     found = {}
-    uris = (tables.archive, tables.duplicates, tables.dead_letters, tables.dropped)
-    for spec, uri in zip(SPECS, uris, strict=True):
+    for spec in SPECS:
         whole = with_columns(spec, config.added) if spec is ARCHIVE else spec
-        found[spec.name] = open_table(uri, whole).delta.to_pyarrow_table().sort_by("envelope_id").to_pylist()
+        found[spec.name] = (
+            open_table(tables.uri_of(spec), whole).delta.to_pyarrow_table().sort_by("envelope_id").to_pylist()
+        )
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from millrace.pipelines import events
 from millrace.pipelines.options import PROBLEMS, EventOptions
+from tests.support.job import SPECS
 from tests.support.pubsub import PubSub, Server
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +176,7 @@ def test_on_dataflow_a_table_on_one_machine_s_disk_is_refused(capsys: pytest.Cap
 
 
 def test_what_beam_misses_is_said_in_one_line(capsys: pytest.CaptureFixture[str]):
-    tables = [f"--{name}=gs://b/{name}" for name in ("archive", "duplicates", "dead_letters", "dropped")]
+    tables = [f"--{name}=gs://b/{name}" for name in SPECS]
     assert refusal(capsys, f"--subscription={NAME}", "--runner=DataflowRunner", *tables) == (
         "Missing GCS path option: temp_location. Missing GCS path option: staging_location. "
         "Missing required option: project. Missing required option: region. See Beam's options."

@@ -15,7 +15,7 @@ from deltalake import Schema
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.schemas import avro, dead_letter, dropped, duplicate, event, wire
+from millrace.schemas import avro, dead_letter, dropped, duplicate, event, identity, wire
 from millrace.sinks.tables import SPECS
 
 FOLDER = Path(avro.__file__).parent
@@ -24,6 +24,7 @@ CONTRACTS = {
     "dead_letter": dead_letter.SCHEMA,
     "duplicate": duplicate.SCHEMA,
     "dropped": dropped.SCHEMA,
+    "identity": identity.SCHEMA,
 }
 PARSED: dict[str, Any] = {name: fastavro.parse_schema(avro.load(name)) for name in CONTRACTS}
 

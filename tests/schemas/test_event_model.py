@@ -20,6 +20,10 @@ def test_the_document_lists_the_columns_of_the_contract_in_their_order() -> None
     assert table("Columns") == [field["name"] for field in avro.load("event")["fields"]]
 
 
+def test_the_document_lists_the_columns_that_identity_adds() -> None:
+    assert table("Added by identity") == [field["name"] for field in avro.load("added/identity")["fields"]]
+
+
 def test_the_document_lists_every_reason() -> None:
     assert table("What is refused") == [reason.value for reason in dead_letter.Reason]
 

@@ -230,8 +230,8 @@ def test_on_one_node_a_storage_that_refuses_is_waited_out_and_elsewhere_it_is_th
             raise answer
         return answer
 
-    assert patiently(Tables("a", "b", "c", "d", alone=True), write, slept.append) == "done"
+    assert patiently(Tables("a", "b", "c", "d", "e", alone=True), write, slept.append) == "done"
     assert slept == [1, 2]
     answers.append(StorageError("the disk is full"))
     with pytest.raises(StorageError, match="the disk is full"):
-        patiently(Tables("a", "b", "c", "d", alone=False), write, slept.append)
+        patiently(Tables("a", "b", "c", "d", "e", alone=False), write, slept.append)
