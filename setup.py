@@ -8,7 +8,9 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
+INSIDE = ("transforms/custom",)
+"""Packages in them."""
 
 setup(
     name="millrace",
@@ -18,10 +20,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS)],
+    packages=["millrace", *(f"millrace.{folder.replace('/', '.')}" for folder in (*FOLDERS, *INSIDE))],
     package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
     package_data={
         "millrace": ["py.typed"],
+        "millrace.config": ["*.lark"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],
         "millrace.schemas": ["*.avsc", "added/*.avsc"],
     },
@@ -33,6 +36,7 @@ setup(
         "google-cloud-pubsub>=2.30",
         "grpcio>=1.70",
         "httptools>=0.7",
+        "lark>=1.2",
         "msgspec>=0.20",
         "numpy>=1.26",
         "prometheus-client>=0.22",
@@ -64,5 +68,8 @@ setup(
             "uvicorn>=0.30",
         ],
     },
-    entry_points={"console_scripts": ["millrace = millrace.cli:main"]},
+    entry_points={
+        "console_scripts": ["millrace = millrace.cli:main"],
+        "pytest11": ["millrace = millrace.testing.plugin"],
+    },
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from millrace.config.transforms import read_transforms
 from millrace.config.yaml_page import Mistake, Page
 from millrace.transforms.steps import Step
 
@@ -41,7 +42,7 @@ class JobConfig:
         return tuple(field for step in (*self.enrich, *self.transforms) for field in step.adds)
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"transforms": read_transforms}
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
 
