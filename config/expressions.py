@@ -132,6 +132,7 @@ _WORDS = {
 
 def _not_understood(error: lark.exceptions.UnexpectedInput, text: str) -> ExpressionError:
     names = set(getattr(error, "expected", None) or getattr(error, "allowed", None) or ())
+    names -= {name for name, pair in (("RPAR", "()"), ("RSQB", "[]")) if text.count(pair[0]) <= text.count(pair[1])}
     wanted = ", ".join(word for name, word in _WORDS.items() if name in names)
     token = getattr(error, "token", None)
     if not text.strip():
@@ -142,7 +143,7 @@ def _not_understood(error: lark.exceptions.UnexpectedInput, text: str) -> Expres
         found, column = "the end", len(text) + 1
     else:
         found, column = repr(str(token)), int(token.start_pos or 0) + 1
-    return ExpressionError(column, f"{found} cannot stand here; expected {wanted}" if wanted else f"what is {found}?")
+    return ExpressionError(column, f"{found} cannot stand here" + (f"; expected {wanted}" if wanted else ""))
 
 
 _FITS = {

@@ -82,7 +82,7 @@ class LookupTransform(Transform, abc.ABC):
     """Asks another service about a key, once for each distinct key that its cache does not hold."""
 
     key: ClassVar[str]
-    """The column, or the path in one (`properties.account_id`), whose value is asked for; where it is null, rows pass."""
+    """The column, or the path in one (`properties.account_id`), that is asked for; rows where it is null pass."""
     timeout_ms: ClassVar[int] = 1_000
     """Of one call."""
     budget_ms: ClassVar[int] = 5_000

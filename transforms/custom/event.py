@@ -163,14 +163,19 @@ class Event:
         Raises:
             TypeError, ValueError: a dict holds what JSON cannot.
         """
+        if not self._parsed:
+            return self._changed
         changed = {name: value for name, value in self._changed.items() if name not in JSON_COLUMNS}
         for name, value in self._parsed.items():
-            if name in self._changed and self._changed[name] is None and not value:
+            is_set = name in self._changed
+            if is_set and self._changed[name] is None and not value:
                 changed[name] = None
                 continue
-            text = write_json(value)
-            if name in self._changed or text != write_json(_object(self._columns.value(name, self._row))):
-                changed[name] = text.decode()
+            text = write_json(value).decode()
+            before = self._columns.value(name, self._row)
+            # Mostly the client wrote it just so; else what was read is written again, to tell whether it was changed.
+            if is_set or (text != before and text != write_json(_object(before)).decode()):
+                changed[name] = text
         return changed
 
 

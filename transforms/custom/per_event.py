@@ -57,6 +57,8 @@ class _Found(NamedTuple):
 def _changes(returned: Any, columns: Columns, row: int) -> list[Changes]:
     if returned is None:
         return []
+    if isinstance(returned, Event) and returned.is_of(columns, row):
+        return [returned.changes()]
     if isinstance(returned, Event):
         events = [returned]
     elif isinstance(returned, list | tuple | Iterator):
