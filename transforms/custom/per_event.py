@@ -105,6 +105,13 @@ class PerUser:
 
     def run(self, batch: pa.RecordBatch, users: Users, adds: Sequence[pa.Field]) -> Outcome:
         """Give each row of an ordered batch to it."""
+        return self._seen(batch, users, adds).outcome(batch, adds, self._name)
+
+    def recall(self, batch: pa.RecordBatch, users: Users, adds: Sequence[pa.Field]) -> None:
+        """Let it see archived rows, of whatever columns, for the sake of the state."""
+        self._seen(batch, users, adds)
+
+    def _seen(self, batch: pa.RecordBatch, users: Users, adds: Sequence[pa.Field]) -> _Found:
         columns = Columns(batch, frozenset(field.name for field in adds))
         released = int64s(batch.column("released_at")).tolist()
         found = _Found([], [], [], [])
@@ -120,7 +127,7 @@ class PerUser:
                 users.forget(user)
             else:
                 users.put(user, (at_us, version, state), at_us)
-        return found.outcome(batch, adds, self._name)
+        return found
 
     def _each(self, found: _Found, columns: Columns, row: int, version: int, state: bytes) -> tuple[int, bytes]:
         """Give it one event; return the user's state afterwards, which is the one before where it raised."""

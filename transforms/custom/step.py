@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from millrace.config.expressions import Expression, Value
 from millrace.schemas.dead_letter import Reason
-from millrace.schemas.event import RECEIPT
 from millrace.transforms.counts import count
 from millrace.transforms.custom.declare import LookupTransform, make
 from millrace.transforms.custom.find import NotFoundError, find
@@ -108,8 +107,6 @@ class CustomStep(Step):
 
     def apply(self, batch: pa.RecordBatch, users: Users) -> Applied:
         self.open()
-        if batch.schema.get_field_index(RECEIPT.name) < 0:
-            raise ValueError("a batch of events is needed")
         selected = None if self.when is None else self.when.mask(batch)
         chosen = np.arange(batch.num_rows) if selected is None else np.flatnonzero(selected)
         given = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
@@ -170,9 +167,7 @@ class CustomStep(Step):
         rows = batch.filter(pc.invert(pc.match_substring_regex(batch.column("message_id"), f"/({made})/[0-9]+(/|$)")))
         if self.when is not None:
             rows = rows.filter(self.when.mask(rows))
-        known = rows.schema.names
-        rows = with_columns(rows, [RECEIPT], [[-1] * rows.num_rows]) if RECEIPT.name not in known else rows
-        self._opened.run(rows, users, self.own)
+        self._opened.recall(rows, users, self.own)
 
 
 def _row_of(failure: Failure) -> int:
