@@ -34,7 +34,10 @@ def selected(text: str, *rows: Row) -> list[bool]:
     return mask
 
 
-ORDER = {"event": "Order Completed", "properties": '{"total": 120, "items": [{"sku": "a"}], "Order Id": "9", "gift": true}'}
+ORDER = {
+    "event": "Order Completed",
+    "properties": '{"total": 120, "items": [{"sku": "a"}], "Order Id": "9", "gift": true}',
+}
 VIEW = {"event": "Viewed", "context_locale": "de-DE", "properties": '{"total": "120"}'}
 NOTHING: Row = {}
 
@@ -299,7 +302,8 @@ expressions = st.recursive(
 )
 anything = st.none() | st.booleans() | numbers | texts
 members = st.fixed_dictionaries(
-    {}, optional={"a": anything, "b": anything | st.lists(anything, max_size=3) | st.fixed_dictionaries({"a": anything})}
+    {},
+    optional={"a": anything, "b": anything | st.lists(anything, max_size=3) | st.fixed_dictionaries({"a": anything})},
 )
 rows = st.fixed_dictionaries(
     {

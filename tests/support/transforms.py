@@ -220,7 +220,7 @@ class Blocking(LookupTransform):
 
     async def look_up(self, key: Any) -> Any:
         if key == "block":
-            time.sleep(8)  # noqa: ASYNC251  that is the point
+            time.sleep(3)  # noqa: ASYNC251  that is the point
         return {"plan": "free"}
 
 

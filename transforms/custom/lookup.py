@@ -24,6 +24,8 @@ from millrace.transforms.steps import with_columns
 _GRACE_S = 2.0
 """So much later than its budget a loop that is not blocked has answered."""
 
+_now_s = time.monotonic
+
 Key = tuple[type, Any]
 """With the type, since 1 and True are the same key for a dict, and not for a service."""
 
@@ -87,7 +89,7 @@ class Answers:
         await asyncio.wait_for(transform.start(), self._limits.budget_ms / 1_000)
 
     async def _ask(self, keys: Sequence[Key], budget_s: float) -> dict[Key, Any]:
-        now_s = time.monotonic()
+        now_s = _now_s()
         cached = {key: self._cached(key, now_s) for key in keys}
         found: dict[Key, Any] = {key: each[1] for key, each in cached.items() if each is not None}
         missing = [key for key in keys if key not in found]
@@ -121,14 +123,14 @@ class Answers:
         """Ask about one key; return its answer, or the exception that came instead."""
         try:
             async with self._free:
-                if time.monotonic() < self._paused_until_s:
+                if _now_s() < self._paused_until_s:
                     return _Paused()
                 began_ns = time.perf_counter_ns()
                 answer = await self._called(key[1])
                 self.ns.append(time.perf_counter_ns() - began_ns)
             self._judge(answer)
             if not isinstance(answer, BaseException):
-                self._cache[key] = (time.monotonic() + self._limits.cache_ttl_s, answer)
+                self._cache[key] = (_now_s() + self._limits.cache_ttl_s, answer)
                 self._cache.move_to_end(key)
                 while len(self._cache) > self._limits.cache_size:
                     self._cache.popitem(last=False)
@@ -164,7 +166,7 @@ class Answers:
         self._failures += 1
         if self._failures >= self._limits.give_up_after:
             self._failures = self._limits.give_up_after - 1  # after the pause one more failure is enough
-            self._paused_until_s = time.monotonic() + self._limits.pause_s
+            self._paused_until_s = _now_s() + self._limits.pause_s
 
 
 def run_lookup(answers: Answers, key: Value, batch: pa.RecordBatch, adds: Sequence[pa.Field], name: str) -> Outcome:

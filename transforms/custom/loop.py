@@ -62,6 +62,18 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     while not getattr(loop, "given_up", False):
         with contextlib.suppress(SystemExit, KeyboardInterrupt):  # raised by a user's coroutine: asyncio lets it out
             loop.run_forever()
+    # It was given up, and what blocked it has ended after all.
+    with contextlib.suppress(BaseException):
+        loop.run_until_complete(_cancel_all())
+    loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=1.0)
 
 
 def _ignore(_: asyncio.AbstractEventLoop, __: dict[str, Any]) -> None:
@@ -71,4 +83,5 @@ def _ignore(_: asyncio.AbstractEventLoop, __: dict[str, Any]) -> None:
 def _give_up(loop: asyncio.AbstractEventLoop) -> None:
     with _LOCK:
         loop.given_up = True  # type: ignore[attr-defined]
-        loop.call_soon_threadsafe(loop.stop)
+        with contextlib.suppress(RuntimeError):  # it is closed: it came to itself in this moment
+            loop.call_soon_threadsafe(loop.stop)

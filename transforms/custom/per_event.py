@@ -1,6 +1,7 @@
 """Per event: users' functions of one event, and classes that see one user's events with a state of that user's own."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from millrace.transforms.custom.event import Columns, Event
 from millrace.transforms.custom.outcome import Changes, Failure, Outcome, WrongResultError, failure_of, of_events
 from millrace.transforms.custom.timings import note
 from millrace.transforms.steps import Users, user_runs
+
+_LOG = logging.getLogger(__name__)
 
 MOST_EVENTS = 1_000
 """One event may become so many."""
@@ -109,7 +112,13 @@ class PerUser:
 
     def recall(self, batch: pa.RecordBatch, users: Users, adds: Sequence[pa.Field]) -> None:
         """Let it see archived rows, of whatever columns, for the sake of the state."""
-        self._seen(batch, users, adds)
+        failed = self._seen(batch, users, adds).failed
+        if failed:
+            error, at = failed[0].error, failed[0].at
+            _LOG.warning(
+                "transform %s: %d archived events could not be recalled: %s (%s); see recalls",
+                *(self._name, len(failed), error, at),
+            )
 
     def _seen(self, batch: pa.RecordBatch, users: Users, adds: Sequence[pa.Field]) -> _Found:
         columns = Columns(batch, frozenset(field.name for field in adds))

@@ -1,6 +1,7 @@
 """Step: a user's transform as a step of the job: for which rows, with which settings, and what if it fails."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
@@ -187,9 +188,14 @@ def version_of(target: Any, declared: str) -> str:
     if declared:
         return declared
     top = str(target.__module__).partition(".")[0]
-    for distribution in importlib.metadata.packages_distributions().get(top, ()):
+    for distribution in _distributions().get(top, ()):
         return importlib.metadata.version(distribution)
     return "0"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()  # reads the files of all that is installed
 
 
 def limits_of(members: type[LookupTransform], given: Mapping[str, Any]) -> Limits:
