@@ -60,7 +60,13 @@ def read_job(text: str, path: str) -> JobConfig:
                 found[name.value] = READERS[name.value](page, value)
     if page.mistakes:
         raise ConfigError(path, page.mistakes)
-    return JobConfig(**found)
+    config = JobConfig(**found)
+    ours = {step.name for step in config.enrich}  # memory and metrics hang on the names of both
+    taken = [step.name for step in config.transforms if step.name in ours]
+    if taken:
+        text = "transforms: %s is the name of an enrichment; give yours another `name`"
+        raise ConfigError(path, [Mistake(None, text % name) for name in taken])
+    return config
 
 
 def load_job(path: str) -> JobConfig:

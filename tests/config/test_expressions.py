@@ -84,8 +84,8 @@ def test_what_is_selected(text: str, expected: list[bool]):
         ("event == 'x' and zzz is null", "column 18: zzz is not a column; docs/event_model.md lists them"),
         ("event == 1", "column 10: event is text: compare it with a text in quotes, not 1"),
         ("late_by_ms > 'x'", "column 14: late_by_ms is a number: compare it with a number, not 'x'"),
-        ("occurred_at > 'x'", "column 15: occurred_at is a time: compare it with a time in quotes, such as "
-         "\"2026-12-31T18:00:00Z\", not 'x'"),
+        ("occurred_at > 'x'", ("column 15: occurred_at is a time: compare it with a time in quotes, such as "
+         "\"2026-12-31T18:00:00Z\", not 'x'")),
         ("date == 'x'", "column 9: date is a day: compare it with a day in quotes, such as \"2026-12-31\", not 'x'"),
         ("event == null", "column 10: nothing equals null; write `is null` or `is not null`"),
         ("user_key.a == 1", "column 1: user_key has no members; only properties, traits, context_rest, rest hold JSON"),
@@ -96,21 +96,21 @@ def test_what_is_selected(text: str, expected: list[bool]):
         ("event", "column 1: event is text, not true or false: compare it with something"),
         ("is_late > true", "column 1: is_late is true or false: it has no order; use == or !="),
         ("event == late_by_ms", "column 1: event is text and late_by_ms is a number: they cannot be compared"),
-        ("properties.a > occurred_at", "column 16: occurred_at is a time and properties.a is a JSON value: they cannot "
-         "be compared"),
+        ("properties.a > occurred_at", ("column 16: occurred_at is a time and properties.a is a JSON value: they "
+         "cannot be compared")),
         ("properties.a in [1, 'x']", "column 18: a list holds values of one kind: texts, or numbers; split it with or"),
         ("properties.a[-1] == 1", "column 14: [-1]: a place in a list is a number from 0"),
         ("", 'column 1: it is empty; write a condition such as event == "Order Completed"'),
         ("event == ", "column 10: the end cannot stand here; expected a column, a text in quotes, a number, null"),
         ("event = = 'x'", "column 9: '=' cannot stand here; expected a column, a text in quotes, a number, null"),
-        ("event ; 'x'", "column 7: ';' cannot stand here; expected a comparison (== != < <= > >=), contains, "
-         "startswith, endswith or matches, in, is null, and, or"),
+        ("event ; 'x'", ("column 7: ';' cannot stand here; expected a comparison (== != < <= > >=), contains, "
+         "startswith, endswith or matches, in, is null, and, or")),
         ("(event is null", "column 15: the end cannot stand here; expected )"),
-        ("event == 'x' event", "column 14: 'event' cannot stand here; expected a comparison (== != < <= > >=), "
-         "contains, startswith, endswith or matches, in, is null, and, or"),
+        ("event == 'x' event", ("column 14: 'event' cannot stand here; expected a comparison (== != < <= > >=), "
+         "contains, startswith, endswith or matches, in, is null, and, or")),
         ("event == 'a\\x'", "column 10: 'a\\x' is no text: write \\\\ for a backslash"),
-        ("__import__('os')", "column 11: '(' cannot stand here; expected a comparison (== != < <= > >=), contains, "
-         "startswith, endswith or matches, in, is null, and, or"),
+        ("__import__('os')", ("column 11: '(' cannot stand here; expected a comparison (== != < <= > >=), contains, "
+         "startswith, endswith or matches, in, is null, and, or")),
     ],
 )  # fmt: skip
 def test_a_mistake_says_where_it_is_and_what_to_do(text: str, problem: str):

@@ -1,5 +1,6 @@
 """Run users' transforms as a job's configuration names them."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ def configured(*entries: str) -> list[CustomStep]:
     for entry in entries:
         name, _, more = entry.partition(", ")
         lines += [f"  - use: {MODULE}:{name}", *(f"    {line}" for line in more.split("; ") if line)]
-    return list(read_job("\n".join(lines), "millrace.yaml").transforms)  # type: ignore[arg-type]  they are custom
+    return [step for step in read_job("\n".join(lines), "millrace.yaml").transforms if isinstance(step, CustomStep)]
 
 
 def ordered(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
@@ -44,7 +45,7 @@ def run(steps: Sequence[Step], rows: Sequence[dict[str, Any]], *cuts: int, users
     bounds = [0, *sorted(cuts), whole.num_rows]
     memory = users or [Users() for _ in steps]
     out = Ran([], [], [])
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         part = whole.slice(start, end - start)
         for step, of_users in zip(steps, memory, strict=True):
             applied = step.apply(part, of_users)

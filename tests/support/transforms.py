@@ -23,7 +23,7 @@ SECRET = "ann@example.com"  # noqa: S105  stands for what must not get into a me
 
 
 @on_event(adds={"total_eur": pa.float64()}, version="3")
-def euros(event: Event, *, rate: float = 2.0) -> Any:
+def euros(event: Event, *, rate: float = 2.0) -> Any:  # noqa: PLR0912  a case for each thing
     """Does by the event's name what a user's function may do."""
     match event.name:
         case "drop":
@@ -220,7 +220,7 @@ class Blocking(LookupTransform):
 
     async def look_up(self, key: Any) -> Any:
         if key == "block":
-            time.sleep(3)  # noqa: ASYNC251  that is the point
+            time.sleep(3)
         return {"plan": "free"}
 
 
@@ -257,7 +257,7 @@ def bad_type(event: Event) -> Any:
     return event
 
 
-@on_event(adds=["total_eur"])  # type: ignore[list-item]
+@on_event(adds=["total_eur"])
 def bad_adds(event: Event) -> Any:
     """Adds no field."""
     return event
@@ -266,7 +266,7 @@ def bad_adds(event: Event) -> Any:
 class Forgetful(UserTransform):
     """Does not say how long it remembers."""
 
-    def each(self, event: Event, state: dict[Any, Any]) -> Any:
+    def each(self, event: Event, state: dict[Any, Any]) -> Any:  # noqa: ARG002
         return event
 
 
@@ -275,5 +275,5 @@ class BadKey(LookupTransform):
 
     key = "acount"
 
-    async def look_up(self, key: Any) -> Any:
+    async def look_up(self, key: Any) -> Any:  # noqa: ARG002
         return None

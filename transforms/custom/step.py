@@ -37,6 +37,7 @@ class CustomStep(Step):
         use: `module:Name`, or the name of an entry point; found again in each process.
         kind: event, batch, user or lookup.
         own: the columns that the transform declares.
+        shared: those of them that an entry before this one, of the same transform, declares.
         version: of the transform.
         settings: its arguments.
         when: for which rows; None: all.
@@ -55,6 +56,7 @@ class CustomStep(Step):
     use: str
     kind: str
     own: tuple[pa.Field, ...] = ()
+    shared: tuple[str, ...] = ()
     version: str = "0"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     when: Expression | None = None
@@ -73,7 +75,8 @@ class CustomStep(Step):
 
     @property
     def adds(self) -> tuple[pa.Field, ...]:  # type: ignore[override]  # the base has a plain attribute
-        return (*self.own, ERRORS) if self.flags else self.own
+        own = tuple(field for field in self.own if field.name not in self.shared)
+        return (*own, ERRORS) if self.flags else own
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -112,7 +115,8 @@ class CustomStep(Step):
         chosen = np.arange(batch.num_rows) if selected is None else np.flatnonzero(selected)
         given = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
         outcome = self._outcome(given, users)
-        schema = pa.schema([*batch.schema, *(f for f in self.adds if f.name not in batch.schema.names)])
+        flags = (ERRORS,) if self.passes else ()
+        schema = pa.schema([*batch.schema, *(f for f in (*self.own, *flags) if f.name not in batch.schema.names)])
         parts = [(outcome.batch, chosen[outcome.origin])]
         if given is not batch:
             rest = np.flatnonzero(pc.invert(selected))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace.transforms.custom import loop, lookup
+from millrace.transforms.custom import lookup, loop
 from tests.support.batches import event
 from tests.support.custom import configured, run
 from tests.support.transforms import Counting
