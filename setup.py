@@ -25,6 +25,7 @@ setup(
     package_data={
         "millrace": ["py.typed"],
         "millrace.config": ["*.lark"],
+        "millrace.testing": ["templates/*.txt"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],
         "millrace.schemas": ["*.avsc", "added/*.avsc"],
     },
@@ -55,6 +56,7 @@ setup(
             "bytewax>=0.21; python_version < '3.13'",
             "fastapi>=0.110",  # the peer of benchmarks/collector.py
             "gcp-storage-emulator>=2024.8",
+            "httpx>=0.27",  # of an example
             "hypothesis>=6.100",
             "mypy>=1.13",
             "playwright>=1.50",

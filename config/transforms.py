@@ -60,6 +60,16 @@ def known_columns() -> pa.Schema:
     return pa.schema(list(fields.values()))
 
 
+def name_of(use: str) -> str:
+    """Return the name of an entry that gives itself none.
+
+    >>> name_of("shop.transforms:CartAbandonment")
+    'cart_abandonment'
+    """
+    name = use.rpartition(":")[2].rpartition(".")[2]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
+
+
 def _step(page: Page, node: yaml.Node, before: Sequence[CustomStep]) -> CustomStep | None:
     of = page.members(node, "transforms", (*_ENTRY, *_OF_LOOKUPS))
     use = page.text(of.get("use"), "transforms: use")
@@ -80,7 +90,7 @@ def _step(page: Page, node: yaml.Node, before: Sequence[CustomStep]) -> CustomSt
             f"derive the class from {', '.join(each.__name__ for each in KINDS.values())} (millrace.api)",
         )
         return None
-    name = page.text(of.get("name"), "transforms: name") or _snake(use)
+    name = page.text(of.get("name"), "transforms: name") or name_of(use)
     if not _NAME.fullmatch(name):
         page.wrong(of.get("name", node), f"transforms: {name!r} is no name; take a-z, 0-9 and _, and a letter first")
     if name in {step.name for step in before}:
@@ -111,11 +121,6 @@ def _step(page: Page, node: yaml.Node, before: Sequence[CustomStep]) -> CustomSt
         key=_key(page, of["use"], name, members, schema) if kind == "lookup" else None,
         limits=limits_of(members, _limits(page, of, name)) if kind == "lookup" else None,
     )
-
-
-def _snake(use: str) -> str:
-    name = use.rpartition(":")[2].rpartition(".")[2]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
 
 
 def _own(page: Page, node: yaml.Node, name: str, members: Any, before: Sequence[CustomStep]) -> tuple[pa.Field, ...]:

@@ -16,7 +16,7 @@ from apache_beam.transforms.window import FixedWindows
 
 from millrace.sinks.commit import Committed, Committer, Index, Part
 from millrace.sinks.delta import Table, open_table
-from millrace.sinks.recent_ids import RecentIds, place_keys
+from millrace.sinks.recent_ids import RecentIds, dropped_keys, place_keys
 from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, SPECS, with_columns
 from millrace.transforms.batches import one_batch
@@ -128,8 +128,8 @@ def committer(tables: Tables) -> Committer:
                 index = Index(
                     _remembered(opened.archive, RecentIds(tables.horizon_s), tables.horizon_s),
                     *(
-                        _remembered(table, RecentIds(tables.horizon_s, place_keys), tables.horizon_s)
-                        for table in opened[1:]
+                        _remembered(table, RecentIds(tables.horizon_s, keys), tables.horizon_s)
+                        for table, keys in zip(opened[1:], (place_keys, place_keys, dropped_keys), strict=True)
                     ),
                 )
             found = Committer(**opened._asdict(), index=index, run_id=tables.run_id)

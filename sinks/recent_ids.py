@@ -40,8 +40,24 @@ def event_keys(batch: pa.RecordBatch) -> Keys:
 
 def place_keys(batch: pa.RecordBatch) -> Keys:
     """Return the keys of dead letters and duplicates: they are told apart by their place in the queue."""
+    return _with_delivery([xxhash.xxh3_128_digest(place) for place in _places(batch)], batch)
+
+
+def dropped_keys(batch: pa.RecordBatch) -> Keys:
+    """Return the keys of dropped events: by place and id, since a transform may make several of one message."""
+    ids = batch.column("message_id").to_pylist()
+    return _with_delivery(
+        [
+            xxhash.xxh3_128_digest(b"%b/%b" % (place, each.encode()))
+            for place, each in zip(_places(batch), ids, strict=True)
+        ],
+        batch,
+    )
+
+
+def _places(batch: pa.RecordBatch) -> list[bytes]:
     places = zip(batch.column("envelope_id").to_pylist(), batch.column("envelope_index").to_pylist(), strict=True)
-    return _with_delivery([xxhash.xxh3_128_digest(f"{envelope}/{index}".encode()) for envelope, index in places], batch)
+    return [f"{envelope}/{index}".encode() for envelope, index in places]
 
 
 def _with_delivery(digests: list[bytes], batch: pa.RecordBatch) -> Keys:

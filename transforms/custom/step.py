@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import importlib.metadata
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -191,9 +193,12 @@ def version_of(target: Any, declared: str) -> str:
     """Return a transform's version: what it declares, else its package's; "0" where neither says one."""
     if declared:
         return declared
-    top = str(target.__module__).partition(".")[0]
-    for distribution in _distributions().get(top, ()):
-        return importlib.metadata.version(distribution)
+    file = getattr(sys.modules.get(target.__module__), "__file__", None)
+    for name in _distributions().get(str(target.__module__).partition(".")[0], ()) if file else ():
+        found = importlib.metadata.distribution(name)
+        editable = '"editable": true' in (found.read_text("direct_url.json") or "")
+        if editable or Path(str(file)).is_relative_to(Path(str(found.locate_file("")))):
+            return found.version
     return "0"
 
 
