@@ -9,8 +9,6 @@ from pathlib import Path
 from setuptools import setup
 
 FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
-INSIDE = ("transforms/custom",)
-"""Packages in them."""
 
 setup(
     name="millrace",
@@ -20,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["millrace", *(f"millrace.{folder.replace('/', '.')}" for folder in (*FOLDERS, *INSIDE))],
+    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS), "millrace.transforms.custom"],
     package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
     package_data={
         "millrace": ["py.typed"],

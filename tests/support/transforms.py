@@ -283,3 +283,23 @@ class BadKey(LookupTransform):
 def dropping(event: Event) -> Any:
     """Leaves all out."""
     return None
+
+
+@on_event()
+def twice(event: Event) -> Any:
+    """Makes two of one."""
+    return [event, event.copy(event="Again")]
+
+
+@on_event()
+def no_orders(event: Event) -> Any:
+    """Raises at orders."""
+    if event.name == "Order":
+        raise RuntimeError(SECRET)
+    return event
+
+
+class Lasting(Numbered):
+    """Remembers for a week."""
+
+    remembers_s = 7 * 86_400.0

@@ -83,6 +83,10 @@ class CustomStep(Step):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
+    def versions(self) -> Mapping[str, str]:
+        """Name the transform and its version: they go into the rows' lineage."""
+        return {self.name: self.version}
+
     def open(self) -> None:
         if self._opened is not None:
             return
@@ -170,11 +174,15 @@ class CustomStep(Step):
     def recall(self, batch: pa.RecordBatch, users: Users) -> None:
         """Let the class see archived events again, and forget what it makes of them."""
         self.open()
-        made = "|".join(map(re.escape, (self.name, *self.later)))
-        rows = batch.filter(pc.invert(pc.match_substring_regex(batch.column("message_id"), f"/({made})/[0-9]+(/|$)")))
+        rows = batch.filter(pc.invert(self.made(batch.column("message_id"))))
         if self.when is not None:
             rows = rows.filter(self.when.mask(rows))
         self._opened.recall(rows, users, self.own)
+
+    def made(self, message_ids: pa.Array) -> pa.Array:
+        """Return which events this transform, or one behind it, split from another one."""
+        names = "|".join(map(re.escape, dict.fromkeys((self.name, *self.later))))
+        return pc.match_substring_regex(message_ids, f"/({names})/[0-9]+(/|$)")
 
 
 def _row_of(failure: Failure) -> int:
