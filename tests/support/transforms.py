@@ -100,13 +100,17 @@ def lengths(batch: pa.RecordBatch) -> Any:
         return {"message_id": pc.binary_join_element_wise(batch.column("message_id"), "x", "")}
     if "order" in names:
         return pa.concat_batches([batch, batch]).append_column("length", pa.concat_arrays([length, length]))
+    if "mutate" in names:
+        index = batch.column("order_index").to_numpy()
+        index.flags.writeable = True
+        index[:] = 0
     if "null" in names:
         return {"type": pa.nulls(batch.num_rows, pa.string())}
     with_length = batch.append_column("length", length)
     return with_length.filter(pc.fill_null(pc.not_equal(batch.column("event"), "drop"), True))
 
 
-BROKEN_BATCH = ("raise", "exit", "wrong", "type", "short", "strange", "fixed", "order", "null")
+BROKEN_BATCH = ("raise", "exit", "wrong", "type", "short", "strange", "fixed", "order", "null", "mutate")
 """Names at which it fails."""
 
 

@@ -1,5 +1,6 @@
 """Outcome: what a user's code made of a batch, row by row; and how it becomes one batch again, in order."""
 
+import functools
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,13 @@ class Outcome(NamedTuple):
     dropped: Sequence[int] = ()
 
 
+@functools.cache
+def _theirs(filename: str) -> str:
+    """Return the name of a user's file; blank for one of Millrace's."""
+    path = Path(filename)
+    return "" if str(path.parent) in _OURS else path.name
+
+
 class WrongResultError(Exception):
     """What the user's code returned cannot be used. One sentence, without values."""
 
@@ -59,9 +67,9 @@ def failure_of(row: int, error: BaseException) -> Failure:
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error
     frames = [
-        f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if str(Path(frame.filename).parent) not in _OURS
+        f"{file}:{line} in {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)  # not extract_tb: it reads the files
+        if (file := _theirs(frame.f_code.co_filename))
     ]
     name = "WrongResult" if isinstance(error, WrongResultError) else type(error).__name__
     try:

@@ -32,13 +32,13 @@ def run_batch(transform: BatchTransform, batch: pa.RecordBatch, adds: Sequence[p
         try:
             rows, origin = _checked(transform.apply(given), given, schema)
         except BaseException as error:  # noqa: BLE001  it is the user's code
+            failure = failure_of(start, error)
             if end - start == 1:
-                failed.append(failure_of(start, error))
+                failed.append(failure)
+                note(name, [time.perf_counter_ns() - began_ns])
             elif end - start <= _FEW_ROWS:
-                failure_of(start, error)  # a keyboard interrupt ends it here
                 waiting += [(row, row + 1) for row in reversed(range(start, end))]
             else:
-                failure_of(start, error)
                 middle = (start + end) // 2
                 waiting += [(middle, end), (start, middle)]
         else:
