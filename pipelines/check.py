@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 import grpc
+from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
@@ -13,6 +14,7 @@ from millrace.config.job import JobConfig
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
 from millrace.sinks.archive import Tables, committer, open_tables, recall
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
+from millrace.transforms.steps import CannotOpenError
 
 _NAME = re.compile(
     # Any project: emulators take short ones, and old companies' have a domain in front. Pub/Sub knows which exist.
@@ -99,6 +101,19 @@ def shared(tables_: Tables) -> None:
             raise CannotStartError(
                 f"--{name}={uri} is on one machine's disk, and Dataflow's workers share none: give gs://BUCKET/FOLDER."
             )
+
+
+def steps(config: JobConfig) -> None:
+    """Check, where the job runs in this process, that its steps have what they need, as the copies that it will run.
+
+    Raises:
+        CannotStartError: one has not.
+    """
+    for step in (*config.enrich, *config.transforms):
+        try:
+            pickler.loads(pickler.dumps(step)).open()
+        except CannotOpenError as error:
+            raise CannotStartError(str(error)) from error
 
 
 def tables(tables_: Tables, config: JobConfig, shards: int) -> None:

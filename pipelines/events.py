@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if kind is Kind.DATAFLOW:
             check.shared(tables)
+        if kind is Kind.ONE_NODE:
+            check.steps(config)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
         check.tables(tables, config, options.shards)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from millrace.config.job import ConfigError, JobConfig, load_job, read_job
+from millrace.pipelines import events
 from millrace.transforms.custom.step import CustomStep
 from millrace.transforms.steps import CannotOpenError, RunSteps, Users
 from tests.support.batches import event
@@ -184,6 +185,16 @@ def test_a_transform_that_lacks_what_it_needs_ends_the_start():
     (step,) = configured("Unopened")
     with pytest.raises(CannotOpenError, match=r"transform unopened cannot be opened: FileNotFoundError: rates.csv"):
         step.open()
+
+
+def test_the_job_on_one_node_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "millrace.yaml"
+    config.write_text(f"transforms:\n  - use: {MODULE}:Unopened")
+    subscription = "projects/my-project/subscriptions/orders"
+    assert events.main([f"--subscription={subscription}", f"--config={config}", f"--archive={tmp_path}/a"]) == 2
+    line = "millrace events: transform unopened cannot be opened: FileNotFoundError: rates.csv\n"
+    assert capsys.readouterr() == ("", line)
+    assert [path.name for path in tmp_path.iterdir()] == ["millrace.yaml"]
 
 
 def test_an_enrichment_s_name_is_taken(monkeypatch: pytest.MonkeyPatch):
