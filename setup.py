@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
 
 setup(
     name="millrace",
@@ -18,10 +18,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["millrace", *(f"millrace.{folder}" for folder in FOLDERS), "millrace.transforms.enrich"],
+    packages=[
+        "millrace",
+        *(f"millrace.{folder}" for folder in FOLDERS),
+        "millrace.transforms.enrich",
+        "millrace.transforms.custom",
+    ],
     package_dir={"millrace": "millrace", **{f"millrace.{folder}": folder for folder in FOLDERS}},
     package_data={
         "millrace": ["py.typed"],
+        "millrace.config": ["*.lark"],
+        "millrace.testing": ["templates/*.txt"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],
         "millrace.schemas": ["*.avsc", "added/*.avsc"],
     },
@@ -37,6 +44,7 @@ setup(
         "grpcio>=1.70",
         "httptools>=0.7",
         "idna>=3.7",
+        "lark>=1.2",
         "maxminddb>=2.6",
         "msgspec>=0.20",
         "numpy>=1.26",
@@ -60,6 +68,7 @@ setup(
             "bytewax>=0.21; python_version < '3.13'",
             "fastapi>=0.110",  # the peer of benchmarks/collector.py
             "gcp-storage-emulator>=2024.8",
+            "httpx>=0.27",  # of an example
             "hypothesis>=6.100",
             "mmdb-writer>=0.2.5",
             "mypy>=1.13",
@@ -74,5 +83,8 @@ setup(
             "uvicorn>=0.30",
         ],
     },
-    entry_points={"console_scripts": ["millrace = millrace.cli:main"]},
+    entry_points={
+        "console_scripts": ["millrace = millrace.cli:main"],
+        "pytest11": ["millrace = millrace.testing.plugin"],
+    },
 )

@@ -17,6 +17,7 @@ from millrace.config.identity import read_identity
 from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.sessions import read_sessions
 from millrace.config.touch import read_touch
+from millrace.config.transforms import read_transforms
 from millrace.config.yaml_page import Mistake, Page
 from millrace.schemas.contracts import ADDED, Contracts
 from millrace.schemas.identity import LINKED_AT
@@ -75,6 +76,7 @@ READERS: dict[str, Reader] = {
     "enrich": read_enrich,
     "sessions": read_sessions,
     "touch": read_touch,
+    "transforms": read_transforms,
 }
 """Who reads which of `sections.SECTIONS`: gives the value of JobConfig's field of that name, notes mistakes."""
 
@@ -96,6 +98,11 @@ def read_job(text: str, path: str) -> JobConfig:
     if page.mistakes:
         raise ConfigError(path, page.mistakes)
     config = JobConfig(**found)
+    ours = {step.name for step in config.steps}  # memory and metrics hang on the names of both
+    taken = [step.name for step in config.transforms if step.name in ours]
+    if taken:
+        text = "transforms: %s is the name of an enrichment; give yours another `name`"
+        raise ConfigError(path, [Mistake(None, text % name) for name in taken])
     if not sections:
         return config
     lineage = Lineage(config_hash(sections), (*config.steps, *config.transforms))

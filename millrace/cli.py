@@ -17,6 +17,8 @@ COMMANDS = {
     "check": ("millrace.collector.check", "is the file of sources right, and if not, where and why"),
     "source": ("millrace.collector.add", "add a source of events, give it a second key, list what there is"),
     "schema": ("millrace.pipelines.schema", "propose contracts from the archive, and check changed ones against it"),
+    "dry-run": ("millrace.pipelines.dry_run", "what a changed configuration would make of the archive's last days"),
+    "new": ("millrace.testing.new", "a transform of your own, with its test, to start from"),
     "compact": ("millrace.sinks.compact", "merge the small files of a table, and clear what nobody needs"),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 import grpc
+from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.auth.exceptions import GoogleAuthError
 
@@ -19,6 +20,7 @@ from millrace.sinks.recall import recall_events
 from millrace.transforms.deduplicate import remembered_here
 from millrace.transforms.protect import Protection
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
+from millrace.transforms.steps import CannotOpenError
 from millrace.transforms.suppression import SuppressionError
 
 _NAME = re.compile(
@@ -106,6 +108,19 @@ def shared(tables_: Tables) -> None:
             raise CannotStartError(
                 f"--{name}={uri} is on one machine's disk, and Dataflow's workers share none: give gs://BUCKET/FOLDER."
             )
+
+
+def steps(config: JobConfig) -> None:
+    """Check, where the job runs in this process, that its steps have what they need, as the copies that it will run.
+
+    Raises:
+        CannotStartError: one has not.
+    """
+    for step in (*config.steps, *config.transforms):
+        try:
+            pickler.loads(pickler.dumps(step)).open()
+        except CannotOpenError as error:
+            raise CannotStartError(str(error)) from error
 
 
 def tables(tables_: Tables, config: JobConfig, options_: EventOptions) -> None:

@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check.shared(tables)
         if kind is Kind.ONE_NODE:
             check.privacy(config.privacy)
+            check.steps(config)
         pipeline = None if kind is Kind.ONE_NODE else check.pipeline(pipeline_options)
         check.subscription(options.subscription)
         check.tables(tables, config, options)

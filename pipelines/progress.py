@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from millrace.pipelines.every import Every
 from millrace.transforms.counts import counted_here
+from millrace.transforms.custom.timings import summary
 from millrace.transforms.receipts import LEDGER
 
 _COLUMNS = (
@@ -35,11 +36,16 @@ def line(counts: dict[str, int], lag_s: float) -> str:
 
 @contextlib.contextmanager
 def progress(every_s: float) -> Iterator[None]:
-    """Print a line every so many seconds while inside, and one at the end; every 0 seconds nothing."""
+    """Print a line every so many seconds while inside, and one at the end; every 0 seconds none.
+
+    At the end there is a line for each of the users' own transforms, too.
+    """
     with Every(every_s, _print, first_s=0.0):
         yield
     if every_s:
         _print()
+    for each in summary():
+        print(each, flush=True)
 
 
 def _print(_: threading.Event | None = None) -> None:

@@ -24,6 +24,16 @@ def load(name: str) -> dict[str, Any]:
     return record
 
 
+def names(folder: str) -> list[str]:
+    """Return what `load` can load from a folder below this one, sorted; none where there is no such folder."""
+    found = resources.files(__package__).joinpath(folder)
+    if not found.is_dir():
+        return []
+    return sorted(
+        f"{folder}/{each.name.removesuffix('.avsc')}" for each in found.iterdir() if each.name.endswith(".avsc")
+    )
+
+
 def arrow_schema(record: dict[str, Any]) -> pa.Schema:
     """Return the Arrow schema of an Avro record: same names, same order; only a union with null is nullable.
 

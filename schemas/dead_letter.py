@@ -32,6 +32,7 @@ class Reason(enum.Enum):
     MESSAGE_ID_TOO_LONG = "message_id_too_long"  # found by the collector only
     TYPE_NOT_ALLOWED = "type_not_allowed"  # the source may not send such events; found by the collector only
     CONTRACT_VIOLATED = "contract_violated"  # by the tracking plan, where its policy says so; the message has the field
+    TRANSFORM_FAILED = "transform_failed"  # a user's own transform raised, or returned what cannot be used
     OTHER = "other"  # the collector's reason, where it is none of these (a newer collector); the message names it
 
 

@@ -81,6 +81,7 @@ def recall(tables: Tables, steps: Iterable[Step], shards: int) -> None:
         if not (step.remembers_s and step.recalls) or newest_us is None:
             continue
         columns = list(dict.fromkeys([*step.recalls, "user_key", "order_index", "released_at"]))
+        columns = [name for name in columns if archive.spec.schema.get_field_index(name) >= 0]  # of stages that are on
         found = list(archive.read_recent(columns, newest_us - round(step.remembers_s * 1_000_000)))
         if not found:
             continue

@@ -13,10 +13,11 @@ import pytest
 from apache_beam.runners.portability.stager import Stager
 
 ROOT = Path(__file__).parent.parent
-TOP = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local")
+TOP = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
 SHOP = ("collector/shop", "collector/shop/sdk")
-PACKAGES = ("transforms/enrich",)
+PACKAGES = ("transforms/enrich", "transforms/custom")
 """Packages inside those folders."""
+TEMPLATES = ("testing/templates",)
 SCHEMAS = sorted(path.name for path in (ROOT / "schemas").glob("*.avsc"))
 
 # Run where there is no checkout: the contract from Avro, and every module there is.
@@ -40,10 +41,12 @@ def modules() -> set[str]:
         (package, folder, file)
         for package, folder in packages.items()
         for file in folder.iterdir()
-        if file.suffix in {".py", ".avsc", ".typed"}
+        if file.suffix in {".py", ".avsc", ".typed", ".lark"}
     ]
     collector = ROOT / "collector"
     files += [("millrace/collector", collector, file) for file in (collector / "shop").rglob("*") if file.is_file()]
+    testing = ROOT / "testing"
+    files += [("millrace/testing", testing, file) for file in (testing / "templates").iterdir()]
     return {f"{package}/{file.relative_to(folder)}" for package, folder, file in files}
 
 
@@ -86,7 +89,8 @@ def test_the_wheel_holds_the_packages_the_contracts_and_nothing_else(wheel: Path
         metadata = email.message_from_bytes(content.read(f"{info}/METADATA"))
     assert {name for name in names if not name.startswith(f"{info}/")} == modules()
     assert {f"millrace/schemas/{name}" for name in SCHEMAS} | {"millrace/py.typed"} <= names
-    assert entry_points == ["[console_scripts]", "millrace", "=", "millrace.cli:main"]
+    console = ["[console_scripts]", "millrace", "=", "millrace.cli:main"]
+    assert entry_points == [*console, "[pytest11]", "millrace", "=", "millrace.testing.plugin"]
     assert (metadata["Name"], metadata["License"] or metadata["License-Expression"]) == ("millrace", "Apache-2.0")
     assert metadata["Requires-Python"] == ">=3.11"
     assert f"{info}/licenses/LICENSE" in names or f"{info}/LICENSE" in names
@@ -117,7 +121,7 @@ def test_the_source_distribution_that_beam_ships_to_workers_is_whole(source: Pat
     made = {name for name in names if ".egg-info" in name or name in {"", "PKG-INFO", "setup.cfg"}}
     around = {"README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml"}
     assert {
-        name for name in names - made if name not in {"millrace", "schemas/added", *TOP, *PACKAGES, *SHOP}
+        name for name in names - made if name not in {"millrace", "schemas/added", *TOP, *PACKAGES, *TEMPLATES, *SHOP}
     } == expected | around
 
 

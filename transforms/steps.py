@@ -92,6 +92,10 @@ class Users:
     def __len__(self) -> int:
         return len(self._values)
 
+    def values(self) -> Iterator[Any]:
+        """Yield what is remembered, of one user after the other."""
+        return (value for _, value in list(self._values.values()))
+
     def to_bytes(self) -> bytes:
         """Return all of it, for a runner's state."""
         return msgspec.msgpack.encode((self._swept_us, self._values))
@@ -215,7 +219,7 @@ class _RunFn(beam.DoFn):
         now_us = time.time_ns() // 1_000
         for step in self._steps:
             began_ns = time.perf_counter_ns()
-            applied = _apply(step, batch, memory[step.name] if step.remembers_s else Users(), self._stage)
+            applied = run_step(step, batch, memory[step.name] if step.remembers_s else Users(), self._stage)
             count(self._stage, f"{step.name}_us", (time.perf_counter_ns() - began_ns) // 1_000)
             if applied.refused:
                 count(self._stage, f"{step.name}_refused", len(applied.refused))
@@ -311,13 +315,20 @@ def users_here(step: Step, shard: int) -> Users:
         return _HERE.setdefault((step.name, shard), Users())
 
 
+def all_here(name: str) -> list[Users]:
+    """Return what the step of this name remembers in this process, of all shards."""
+    with _HERE_LOCK:
+        return [users for (step, _), users in _HERE.items() if step == name]
+
+
 def forget_here() -> None:
     """Forget all that is remembered in this process."""
     with _HERE_LOCK:
         _HERE.clear()
 
 
-def _apply(step: Step, batch: pa.RecordBatch, users: Users, stage: str) -> Applied:
+def run_step(step: Step, batch: pa.RecordBatch, users: Users, stage: str) -> Applied:
+    """Do a step to a batch; where it raises, row by row, and at last without its columns."""
     try:
         return step.apply(batch, users)
     except Exception:  # noqa: BLE001  it is told row by row below
@@ -326,7 +337,7 @@ def _apply(step: Step, batch: pa.RecordBatch, users: Users, stage: str) -> Appli
             _LOG.exception("%s: %s failed on an event; it goes on without its columns", stage, step.name)
             return Applied(_with_nulls(batch, step.adds))
     # Which row was it? Slow, and rare.
-    parts = [_apply(step, batch.slice(row, 1), users, stage) for row in range(batch.num_rows)]
+    parts = [run_step(step, batch.slice(row, 1), users, stage) for row in range(batch.num_rows)]
     return Applied(
         concat([part.batch for part in parts]),
         [each._replace(row=row) for row, part in enumerate(parts) for each in part.refused],
