@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from millrace.config.job import ConfigError, load_job
+from millrace.config.job import ConfigError, JobConfig, load_job
 from millrace.local.shop import Shop
 from millrace.schemas.envelope import Envelope
 from millrace.sinks.archive import Tables
@@ -29,11 +29,18 @@ from millrace.sinks.delta import open_table
 from millrace.sinks.tables import ARCHIVE, with_columns
 from millrace.transforms.batches import RecordBatchCoder, concat
 from millrace.transforms.contexts import Contexts
+from millrace.transforms.copies import added, deduplicate
 from millrace.transforms.enrich.distinct import distinct
 from millrace.transforms.enrich.enrichment import Enrichment
+from millrace.transforms.link import LinkRule
+from millrace.transforms.link_store import LinkStore
 from millrace.transforms.order import order, release
 from millrace.transforms.pending import Limits, Pending
+from millrace.transforms.protect import Protection
+from millrace.transforms.remembered import Remembered
+from millrace.transforms.resolve import resolve
 from millrace.transforms.steps import CannotOpenError, Step, Users
+from millrace.transforms.validate import validate
 
 Batches = Sequence[pa.RecordBatch]
 _Result = TypeVar("_Result")
@@ -79,6 +86,38 @@ class Stages:
             return batches
 
         return self._measured("decode", work)
+
+    def before_the_order(self, batches: Batches, config: JobConfig, horizon_s: float) -> Batches:
+        """Protect, validate and deduplicate, where the configuration or a horizon asks for it."""
+        if config.privacy is not None:
+            protection, now_us = Protection(config.privacy), _NOON_S * 1_000_000
+            batches = self._measured("protect", lambda: [protection.protect(each, now_us).batch for each in batches])
+        if config.contracts is not None:
+            plan = config.contracts
+            given = batches
+            batches = self._measured("validate", lambda: [validate(batch, plan).batch for batch in given])
+        if horizon_s:
+            unlike = batches
+
+            def first_copies() -> Batches:
+                remembered = Remembered(horizon_s, 1_000_000)  # each round its own, or all would be copies
+                found = [each for one in unlike for each in deduplicate(one, remembered, repeats_pass=True)]
+                return [each.unique.batch for each in found]
+
+            batches = self._measured("deduplicate", first_copies, _rows(unlike))
+        return batches
+
+    def resolve(self, batches: Batches, rule: LinkRule) -> Batches:
+        """Find the links in ordered batches, and give events the keys of their persons."""
+
+        def resolved() -> Batches:
+            store = LinkStore(rule)
+            for batch in batches:
+                store.enter(batch)
+            store.settle(1 << 62, _WINDOW_US)
+            return [resolve(batch, store.links, self._shards).batch for batch in batches]
+
+        return self._measured("resolve: across login", resolved)
 
     def order(self, batches: Batches) -> Batches:
         """Release and order batches; return one for each shard and window."""
@@ -186,17 +225,21 @@ def run(options: argparse.Namespace) -> list[Line]:
     config = load_job(options.config)
     stages = Stages(options.rounds, options.shards)
     batches = stages.decode(shop(options.events, options.rate), options.batch_rows)
+    batches = stages.before_the_order(batches, config, options.dedup_horizon_s)
     batches = stages.order(batches)
+    if config.identity is not None:
+        batches = stages.resolve(batches, config.identity)
     if options.unseen:
         batches = [with_unseen(batch, options.unseen) for batch in batches]
     stages.travel("ordered", batches)
     for stage, steps in (("enrich", config.steps), ("transform", config.transforms)):
         for step in steps:
             batches = stages.step(stage, step, batches)
-    if config.added:
+    columns = (*added(options.dedup_horizon_s), *config.added)
+    if columns:
         stages.travel("enriched", batches)
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
-        stages.write(batches, Path(folder), config.added)
+        stages.write(batches, Path(folder), columns)
     return [line for line in stages.lines if options.only in line.stage]
 
 
@@ -246,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     example = Path(__file__).parents[1] / "examples" / "job.yaml"
     add("--config", default=str(example), metavar="FILE", help="whose steps are measured (examples/job.yaml)")
+    add("--dedup_horizon_s", type=float, default=86_400, metavar="S", help="0: no deduplication (%(default)g)")
     add("--only", default="", metavar="WORD", help="show only lines with this word in their name (all)")
     add("--events", type=int, default=60_000, metavar="N", help="events of the sample shop (%(default)d)")
     add(

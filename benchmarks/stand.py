@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -49,7 +50,14 @@ class Stand:
     """Starts Pub/Sub and the job; `run` sends traffic through them once. A context manager."""
 
     def __init__(
-        self, folder: Path, *, google: bool = False, wait_s: float = 10, window_s: float = 5, compact_every_s: float = 0
+        self,
+        folder: Path,
+        *,
+        google: bool = False,
+        wait_s: float = 10,
+        window_s: float = 5,
+        compact_every_s: float = 0,
+        job_options: Sequence[str] = (),
     ) -> None:
         self.wait_s = wait_s
         self.window_s = window_s
@@ -57,6 +65,7 @@ class Stand:
         self._folder = folder
         self._google = google
         self._compact_every_s = compact_every_s
+        self._job_options = job_options
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -152,6 +161,7 @@ class Stand:
             "progress_s": 1,
         }
         arguments = [*(f"--{name}={value}" for name, value in options.items()), "--drain_until_empty"]
+        arguments += self._job_options
         self._launch([sys.executable, "-m", "millrace.pipelines.events", *arguments], "job.log")
         self._wait_until_running()
 

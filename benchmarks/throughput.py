@@ -34,6 +34,17 @@ PEERS = (
 """Name, module, events, and what it does differently."""
 
 
+STAGES: tuple[tuple[str, Sequence[str]], ...] = (
+    ("bare", ["--dedup_horizon_s=0"]),
+    ("a day's deduplication", []),
+    ("all stages", ["--config={config}"]),
+)
+"""What else the job is to do, and the options for it; with 100 events a message. {config}: all of EXAMPLES."""
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+"""`job.yaml` switches every stage on, and the currency example is a transform of a user's own."""
+
+
 class Row(NamedTuple):
     """One line of the table."""
 
@@ -61,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"Millrace, {per_message} events a message, {options.seconds:g} s at {rate:,.0f}/s ...")
                 with Stand(Path(folder) / f"millrace-{per_message}", google=options.google) as stand:
                     rows.append(_millrace(stand.run(rate, options.seconds, per_message), per_message, stand.server))
+        if options.only in (None, "stages"):
+            rows += [_stages(options, Path(folder) / name, name, given) for name, given in STAGES]
         if options.only in (None, "latency"):
             _say(f"Millrace at a steady 5,000 events/s for {options.steady_seconds:g} s ...")
             with Stand(Path(folder) / "steady", google=options.google, compact_every_s=60) as stand:
@@ -74,6 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         print(f"Rows do not add up: {', '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _stages(options: argparse.Namespace, folder: Path, name: str, given: Sequence[str]) -> Row:
+    _say(f"Millrace, {name}, {options.stages_seconds:g} s at {options.rate:,.0f}/s ...")
+    folder.parent.mkdir(exist_ok=True)
+    config = folder.parent / "job.yaml"
+    transform = f"- {{use: 'currency:ConvertCurrency', with: {{rates: {EXAMPLES / 'currency' / 'rates.csv'}}}}}"
+    config.write_text((EXAMPLES / "job.yaml").read_text(encoding="utf-8") + f"transforms:\n{transform}\n")
+    os.environ["PYTHONPATH"] = str(EXAMPLES / "currency")
+    with Stand(folder, google=options.google, job_options=[each.format(config=config) for each in given]) as stand:
+        measured = stand.run(options.rate, options.stages_seconds, 100)
+    return _millrace(measured, 100, stand.server)._replace(system=f"Millrace, {name}")
 
 
 def _millrace(measured: Measured, per_message: int, server: str) -> Row:
@@ -153,10 +178,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--only", choices=("millrace", "latency", "peers"), help="only this part (all)")
+    add("--only", choices=("millrace", "stages", "latency", "peers"), help="only this part (all)")
     add("--seconds", type=float, default=60.0, help="how long Millrace's traffic lasts (%(default)g)")
     add("--rate", type=float, default=100_000.0, help="events/s published, 100 a message (%(default)g)")
     add("--rate_single", type=float, default=20_000.0, help="events/s published, one a message (%(default)g)")
+    add("--stages_seconds", type=float, default=30.0, help="how long the traffic for each set of stages (%(default)g)")
     add("--steady_seconds", type=float, default=120.0, help="how long the steady part lasts (%(default)g)")
     add("--google", action="store_true", help="Google's emulator instead of the embedded broker")
     add("--folder", type=Path, help="where the files go meanwhile (the system's temporary folder)")

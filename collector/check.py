@@ -1,6 +1,7 @@
 """`millrace check`: is `millrace.yaml` right, and if not, where and why."""
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from millrace.collector.keys import Kind
 from millrace.collector.sources import FILE, Sources, SourcesError
 from millrace.config.job import ConfigError, read_job
+from millrace.config.sections import SECTIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,13 +22,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", nargs="?", default=FILE, metavar="FILE", help=f"default: {FILE}")
     path = parser.parse_args(arguments).file
+    said, mistakes = [], []
     try:
-        sources = Sources.load(path)
-        read_job(Path(path).read_text(encoding="utf-8"), path)
-    except (SourcesError, ConfigError) as error:
-        print(error)
+        text = Path(path).read_text(encoding="utf-8")
+        sections = [name for name in SECTIONS if re.search(rf"^{name}:", text, re.MULTILINE)]
+        try:
+            if re.search(r"^sources:", text, re.MULTILINE) or not sections:
+                said.append(summary(Sources.parse(text, path), time.time_ns() // 1_000))
+        except SourcesError as error:
+            mistakes.append(str(error))
+        try:
+            read_job(text, path)
+            said += [f"the job's sections: {', '.join(sections)}"] if sections else []
+        except ConfigError as error:
+            mistakes.append(str(error))
+    except (OSError, ValueError) as error:
+        mistakes.append(f"{path}: cannot be read: {error}")
+    if mistakes:
+        print("\n".join(dict.fromkeys(line for each in mistakes for line in each.splitlines())))
         return 2
-    print(f"{path}: {summary(sources, time.time_ns() // 1_000)}")
+    print(f"{path}: {'; '.join(said)}")
     return 0
 
 

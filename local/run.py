@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from millrace.collector.sources import SourcesError
+from millrace.collector.sources import FILE, SourcesError
 from millrace.local import children
 from millrace.local.accounts import accounts, closing
 from millrace.local.collector import Front, collector
@@ -102,7 +102,8 @@ def _job(options: argparse.Namespace, for_the_job: Sequence[str], parts: Parts, 
     """Run the main job; at the end it archives what is under way."""
     names = ("archive", "duplicates", "dead_letters", "dropped", "identities")
     tables = [f"--{name}={options.data / name}" for name in names]
-    arguments = [f"--subscription={SUBSCRIPTION}", *tables, "--progress_s=1", "--drain_until_empty", *for_the_job]
+    arguments = [f"--subscription={SUBSCRIPTION}", *tables, f"--config={options.data / FILE}"]
+    arguments += ["--progress_s=1", "--drain_until_empty", *for_the_job]
     if options.prism_location:
         arguments.append(f"--prism_location={options.prism_location}")
     ending.job = children.start("millrace.pipelines.events", arguments, os.environ)

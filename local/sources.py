@@ -1,4 +1,4 @@
-"""The sources of a local run: a millrace.yaml with the shop's three, and their write keys beside it, made once."""
+"""The millrace.yaml of a local run: the shop's three sources, their write keys beside it, and what the job does."""
 
 import json
 import os
@@ -16,6 +16,13 @@ _HEAD = """\
 # Made by ./run_local.sh; yours to change. The write keys are in write_keys.json, here are only their hashes.
 # The sample traffic comes from many places by way of this machine, so its word on the client's address is believed.
 trusted_proxies: [127.0.0.1]
+
+# What the job does with events: docs/config.md has every section.
+identity: {} # what a person does before and after a login is one sequence
+enrich: [user_agent, url, referrer, campaign, locale, bots]
+sessions: {} # ended by 30 minutes without an event
+touch: {} # what brought each user, first and last
+
 """
 
 

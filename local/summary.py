@@ -22,12 +22,14 @@ _REASONS = """
 # A journey worth reading: someone who did many different things, in not too many rows.
 _SHOPPER = """
     SELECT user_key FROM archive GROUP BY ALL
-    ORDER BY least(count(DISTINCT event), 12) - greatest(count(*) - 14, 0) DESC, user_key LIMIT 1
+    ORDER BY least(count(DISTINCT event), 12) - greatest(count(*) - 14, 0)
+             + 3 * (count(*) FILTER (user_id IS NULL) > 0 AND count(user_id) > 0)::INT DESC,
+             user_key LIMIT 1
 """
 _JOURNEY = """
     SELECT strftime(occurred_at, '%H:%M:%S.%g') AS occurred, type, coalesce(event, '') AS event,
-           coalesce(context_page_path, context_device_model, '') AS where_, is_late AS late,
-           strftime(published_at, '%H:%M:%S.%g') AS published
+           coalesce(context_page_path, context_device_model, '') AS where_, coalesce(user_id, '') AS user_id,
+           {session} is_late AS late
     FROM archive WHERE user_key = ? ORDER BY order_index LIMIT 14
 """
 
@@ -59,7 +61,9 @@ def describe(connection: duckdb.DuckDBPyConnection) -> str:
         f"occurred {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC."
     )
     (chosen,) = _row(connection, _SHOPPER)
-    journey = f"One user's journey ({chosen}):\n{_table(connection, _JOURNEY, [chosen])}"
+    names = {name for name, *_ in connection.execute("DESCRIBE archive").fetchall()}
+    session = "session_index AS session," if "session_index" in names else ""
+    journey = f"One user's journey ({chosen}):\n{_table(connection, _JOURNEY.format(session=session), [chosen])}"
     letters = _table(connection, _REASONS) or "No dead letters."
     return "\n\n".join([sizes, _table(connection, _TYPES), letters, journey])
 

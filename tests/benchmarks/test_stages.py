@@ -19,7 +19,8 @@ def test_every_stage_and_step_of_the_example_has_its_line(capsys: pytest.Capture
     assert stages.main(["--events=300", "--rounds=2", "--unseen=0.5"]) == 0
     steps = [f"enrich: {step.name}" for step in load_job(str(JOB)).steps]
     assert named(capsys.readouterr().out) == [
-        "decode", "release", "order", "to the next worker, ordered", *steps, "to the next worker, enriched",
+        "decode", "protect", "validate", "deduplicate", "release", "order", "resolve: across login",
+        "to the next worker, ordered", *steps, "to the next worker, enriched",
         "write: Parquet", "all",
     ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 
 from millrace.collector.keys import Kind
 from millrace.collector.sources import FILE, Sources
+from millrace.config.job import load_job
 from millrace.local.sources import APP, SERVER, WEB, make_sources
 
 
@@ -50,3 +51,11 @@ def test_sources_with_other_keys_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shop-web has not the key in .*write_keys\.json; remove both files"):
         make_sources(tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_the_job_reads_its_sections_from_the_same_file(tmp_path: Path) -> None:
+    make_sources(tmp_path)
+    config = load_job(str(tmp_path / FILE))
+    assert config.identity is not None
+    steps = ["user_agent", "url", "referrer", "campaign", "locale", "bots", "sessions", "touch", "lineage"]
+    assert [step.name for step in config.steps] == steps
