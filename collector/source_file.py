@@ -12,7 +12,7 @@ from millrace.collector.keys import BEGINS_CHARACTERS, PLAIN_KEY, Kind, StoredKe
 from millrace.collector.origins import Origins
 from millrace.collector.source import EVERY_TYPE, Source, SourceLimits
 from millrace.config.sections import SECTIONS
-from millrace.config.yaml_page import Mistake, Page, line_of, shown
+from millrace.config.yaml_page import Mistake, MistakesError, Page, line_of, shown
 from millrace.schemas.event import TYPES
 
 SOURCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,15 +46,8 @@ _LEAKED = (
 )
 
 
-class SourcesError(Exception):
-    """A file of sources has mistakes. Its text has a line for each: `FILE:LINE: what is wrong; what to do`."""
-
-    def __init__(self, path: str, mistakes: Sequence[Mistake]) -> None:
-        self.path = path
-        self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.line or 0))
-        super().__init__(
-            "\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in self.mistakes)
-        )
+class SourcesError(MistakesError):
+    """A file of sources has mistakes."""
 
 
 class Contents(NamedTuple):

@@ -4,7 +4,7 @@ A section that is not there leaves its stage out, or at its defaults.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.sessions import read_sessions
 from millrace.config.touch import read_touch
 from millrace.config.transforms import read_transforms
-from millrace.config.yaml_page import Mistake, Page
+from millrace.config.yaml_page import Mistake, MistakesError, Page
 from millrace.schemas.contracts import ADDED, Contracts
 from millrace.schemas.identity import LINKED_AT
 from millrace.transforms.enrich.lineage import Lineage, config_hash
@@ -30,15 +30,8 @@ from millrace.transforms.steps import Step
 Reader = Callable[[Page, yaml.Node], Any]
 
 
-class ConfigError(Exception):
-    """A file has mistakes. Its text has a line for each: `FILE:LINE: what is wrong; what to do`."""
-
-    def __init__(self, path: str, mistakes: Sequence[Mistake]) -> None:
-        self.path = path
-        self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.line or 0))
-        super().__init__(
-            "\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in self.mistakes)
-        )
+class ConfigError(MistakesError):
+    """The job's sections have mistakes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,17 @@ class Mistake(NamedTuple):
     """What is wrong and what to do."""
 
 
+class MistakesError(Exception):
+    """A file has mistakes. Its text has a line for each: `FILE:LINE: what is wrong; what to do`."""
+
+    def __init__(self, path: str, mistakes: Sequence[Mistake]) -> None:
+        self.path = path
+        self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.line or 0))
+        super().__init__(
+            "\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in self.mistakes)
+        )
+
+
 class Page:
     """One YAML text, and the mistakes found so far.
 
