@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import grpc
 import numpy as np
 from apache_beam import coders
 from apache_beam.io import unbounded_source
@@ -19,11 +20,12 @@ from millrace.schemas.envelope import Envelope
 from millrace.transforms import beam_fixes as _beam_fixes  # noqa: F401  wherever the source is read
 from millrace.transforms import pubsub
 from millrace.transforms.receipts import LEDGER
-from millrace.transforms.subscriber import Limits, Pulled, Subscriber, micros
+from millrace.transforms.subscriber import SHORTEST_LEASE_S, Limits, Pulled, Subscriber, micros
 from millrace.transforms.watermark import END, SharedWatermark
 
 STAGE = "read"
 
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _POLL_INTERVAL_S = 0.1
 _BUNDLE_S = 0.5
 """A bundle's events move on when it ends, so its length is latency."""
@@ -281,12 +283,21 @@ def shared_subscriber(source: PubSubSource) -> Shared:
                 LEDGER,
                 pullers=source.pulls,
                 limits=source.limits,
-                ack_deadline_s=client.ack_deadline_s(),
+                ack_deadline_s=_ack_deadline_s(client),
             )
             subscriber.start()
             shared = Shared(subscriber, SharedWatermark(source.slack_us))
             _SUBSCRIBERS[source.subscription] = shared
         return shared
+
+
+def _ack_deadline_s(client: pubsub.SubscriptionClient) -> int:
+    try:
+        return client.ack_deadline_s()
+    except grpc.RpcError as error:
+        if error.code() not in _AWAY:
+            raise
+        return SHORTEST_LEASE_S  # the pulls wait until Pub/Sub is back; leases are then extended sooner than need be
 
 
 def close_subscribers(*, hand_back: bool) -> None:

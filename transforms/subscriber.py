@@ -14,6 +14,9 @@ from millrace.transforms.receipts import Ledger
 
 _LOG = logging.getLogger(__name__)
 
+SHORTEST_LEASE_S = 10
+"""The least ack deadline that Pub/Sub gives a subscription."""
+
 _PULL_MESSAGES = 1_000  # the most that Pub/Sub gives in one pull; on Google's emulator also the quickest
 _PULL_BYTES = 8 * 1024 * 1024  # aimed at, so that one pull never holds a hundred megabytes
 _PULL_WAIT_S = 5.0
@@ -63,7 +66,7 @@ class Subscriber:
         self._client = client
         self._ledger = ledger
         self._limits = limits
-        self._lease_s = max(10, ack_deadline_s)
+        self._lease_s = max(SHORTEST_LEASE_S, ack_deadline_s)
         self._lock = threading.Lock()
         self._queue: collections.deque[Pulled] = collections.deque()
         self._queued_messages = self._queued_bytes = 0

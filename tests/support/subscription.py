@@ -58,6 +58,7 @@ class Subscription:
         self.ack_errors: list[Exception] = []
         """What the next calls of acknowledge raise."""
         self.extend_errors: list[Exception] = []
+        self.get_errors: list[Exception] = []
         self.seen: list[Any] = []
         """What `watch` returned at each pull."""
         self.watch: Any = lambda: None
@@ -101,6 +102,8 @@ class Subscription:
             raise self.extend_errors.pop(0)
 
     def ack_deadline_s(self) -> int:
+        if self.get_errors:
+            raise self.get_errors.pop(0)
         return 20
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
@@ -292,3 +293,18 @@ def test_the_runner_s_own_read_gives_the_same_envelopes():
     assert again.arrived_us == NOON_US + 9_000_000
     ((bare,),) = _WrapFn().process(PubsubMessage(b"", None), Timestamp(micros=NOON_US))
     assert bare == Envelope(b"", {}, "", NOON_US, NOON_US)
+
+
+def test_a_broker_that_is_away_when_a_reader_starts_is_waited_for(client: Subscription):
+    client.get_errors = [RpcError()]
+    reader = source().create_reader(None, None)
+    assert not reader.start()
+    client.give(RpcError(), [message("a")])
+    wait_until(reader.advance)
+    assert [envelope.envelope_id for envelope in reader.get_current()] == ["id-a"]
+
+
+def test_what_no_waiting_mends_ends_the_start(client: Subscription):
+    client.get_errors = [RpcError(grpc.StatusCode.NOT_FOUND)]
+    with pytest.raises(RpcError):
+        source().create_reader(None, None)
