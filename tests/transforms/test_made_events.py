@@ -1,4 +1,4 @@
-"""Events that a step makes of one: all of them have to be safe before their message is acknowledged, each has a letter."""
+"""Events that a step makes of one: their message waits until all of them are safe, and each has a letter of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from millrace.transforms.custom.step import CustomStep
 from millrace.transforms.letters import letters_of
 from millrace.transforms.receipts import Ledger
 from millrace.transforms.steps import Applied, Refused, Step, Users
-from tests.support.batches import event
-from tests.support.commits import NOON_US, Desk
+from tests.support.batches import NOON_US, event
+from tests.support.commits import Desk
 from tests.support.custom import ordered
 
 
