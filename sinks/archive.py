@@ -18,7 +18,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.sinks.commit import Committed, Committer, Index, Part
-from millrace.sinks.committed_ids import CommittedIds, event_keys, identity_keys, place_keys
+from millrace.sinks.committed_ids import CommittedIds, event_keys, identity_keys, letter_keys, place_keys
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, IDENTITIES, SPECS, TableSpec, with_columns
@@ -31,6 +31,8 @@ STAGE = "archive"
 _LOG = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 30.0
 _END_S = 5.0
+_RECALLED_BYTES = 64 * 1024 * 1024
+"""About so much is sorted and given to a step at once."""
 _Result = TypeVar("_Result")
 
 
@@ -85,14 +87,15 @@ def recall(tables: Tables, steps: Iterable[Step], shards: int) -> None:
         found = list(archive.read_recent(columns, newest_us - round(step.remembers_s * 1_000_000)))
         if not found:
             continue
-        rows = one_batch(
-            pa.Table.from_batches(found).sort_by([("user_key", "ascending"), ("order_index", "ascending")])
-        )
-        shard = shard_of(rows.column("user_key"), shards)
-        for number in range(shards):
-            of_shard = rows.filter(pa.array(shard == number))
-            if of_shard.num_rows:
-                step.recall(of_shard, users_here(step, number))
+        # In parts of a shard's users, each of them whole: Arrow holds 2 GiB of text in a column of one batch.
+        parts = shards * (1 + sum(batch.nbytes for batch in found) // (shards * _RECALLED_BYTES))
+        part_of = [shard_of(batch.column("user_key"), parts) for batch in found]
+        for part in range(parts):
+            of_part = [batch.filter(pa.array(of == part)) for batch, of in zip(found, part_of, strict=True)]
+            rows = pa.Table.from_batches(of_part)
+            if rows.num_rows:
+                ordered = one_batch(rows.sort_by([("user_key", "ascending"), ("order_index", "ascending")]))
+                step.recall(ordered, users_here(step, part % shards))
 
 
 class Opened(NamedTuple):
@@ -140,7 +143,7 @@ def committer(tables: Tables) -> Committer:
                 index = Index(
                     _remembered(opened.archive, CommittedIds(horizon_s), horizon_s),
                     _remembered(opened.duplicates, CommittedIds(horizon_s, place_keys), horizon_s),
-                    _remembered(opened.dead_letters, CommittedIds(horizon_s, place_keys), horizon_s),
+                    _remembered(opened.dead_letters, CommittedIds(horizon_s, letter_keys), horizon_s),
                     _remembered(opened.dropped, CommittedIds(horizon_s, event_keys), horizon_s),
                     CommittedIds(horizon_s, identity_keys),  # the links, read back from their table, make no row twice
                 )
@@ -154,7 +157,7 @@ def _remembered(table: Table, ids: CommittedIds, horizon_s: float) -> CommittedI
     newest_us = table.newest_us()
     if newest_us is None:
         return ids
-    columns = ["message_id", "source_id", "envelope_id", "envelope_index", table.spec.time_column]
+    columns = ["message_id", "source_id", "envelope_id", "envelope_index", "stage", "payload", table.spec.time_column]
     columns = [name for name in columns if table.spec.schema.get_field_index(name) >= 0]
     for batch in table.read_recent(columns, newest_us - round(horizon_s * 1_000_000)):
         at_us = pc.max(batch.column(table.spec.time_column)).value

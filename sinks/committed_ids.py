@@ -6,9 +6,11 @@ in other places are none of its business: they were told apart before (transform
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from millrace.transforms.batches import int64s
@@ -25,6 +27,33 @@ def event_keys(batch: pa.RecordBatch) -> Keys:
 def place_keys(batch: pa.RecordBatch) -> Keys:
     """Return the keys of other records: 120 bits of their place in the queue."""
     return np.column_stack([place_hashes(batch), place_hashes(batch, seed=1)])
+
+
+def letter_keys(batch: pa.RecordBatch) -> Keys:
+    """Return the keys of dead letters: of their place in the queue, and of the event's id where a step refused it.
+
+    A step may have made several events of one, and each may be refused. Other stages refuse what came, once.
+    """
+    places = place_hashes(batch)
+    ids = np.zeros(batch.num_rows, np.uint64)
+    by_steps = pc.match_substring(batch.column("stage"), ": ").to_numpy(zero_copy_only=False)
+    for row in np.flatnonzero(by_steps).tolist():
+        ids[row] = xxhash.xxh3_64_intdigest(_message_id(batch.column("payload")[row].as_py()))
+    return np.column_stack([mixed(ids ^ places), place_hashes(batch, seed=1)])
+
+
+class _Named(msgspec.Struct):
+    message_id: str = msgspec.field(name="messageId", default="")
+
+
+_named = msgspec.json.Decoder(_Named).decode
+
+
+def _message_id(payload: bytes) -> bytes:
+    try:
+        return _named(payload).message_id.encode()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return b""
 
 
 def identity_keys(batch: pa.RecordBatch) -> Keys:

@@ -59,8 +59,14 @@ def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:
-    """Return a table's rows as one batch."""
+    """Return a table's rows as one batch.
+
+    Raises:
+        ValueError: a column has more than 2 GiB of text, which no batch can hold.
+    """
     chunks = table.combine_chunks().to_batches()
+    if len(chunks) > 1:
+        raise ValueError(f"{table.num_rows} rows have more than 2 GiB of text in a column: too much for one batch")
     return chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 

@@ -63,6 +63,13 @@ class Ledger:
                 if receipt in self._ack_ids:
                     self._outstanding[receipt] = count
 
+    def expect_more(self, receipts: Counts, counts: Counts) -> None:
+        """Say how many records were made of a message's records. Before any of those can be settled."""
+        with self._lock:
+            for receipt, count in zip(receipts.tolist(), counts.tolist(), strict=True):
+                if receipt in self._outstanding:
+                    self._outstanding[receipt] += count
+
     def settle(self, receipts: Counts, counts: Counts) -> None:
         """Say how many records of each message are safe: in a commit, or copies of what is in one."""
         with self._lock:

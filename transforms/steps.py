@@ -25,9 +25,10 @@ from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas import dropped
 from millrace.schemas.dead_letter import Reason
-from millrace.transforms.batches import RecordBatchCoder, concat
+from millrace.transforms.batches import RecordBatchCoder, concat, int64s
 from millrace.transforms.counts import count
 from millrace.transforms.letters import letters_of
+from millrace.transforms.receipts import LEDGER
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Applied(NamedTuple):
     """What a step made of a batch; each row given leaves by one door."""
 
     batch: pa.RecordBatch
-    """The rows that go on, with the step's columns added. A row that the step made itself has receipt -1."""
+    """The rows that go on, with the step's columns added. A row made of another has its receipt, too."""
     refused: Sequence[Refused] = ()
     dropped: Sequence[int] = ()
     """Rows of the batch given that shall not go on, by the step's rule."""
@@ -141,8 +142,9 @@ class Step(abc.ABC):
         """Remember again what archived rows say of their users: one node, at the start.
 
         Args:
-            batch: the columns of `recalls`, with user_key, order_index and released_at, of one shard, in order.
-            users: still empty.
+            batch: the columns of `recalls`, with user_key, order_index and released_at, of some users of one shard, in
+                order.
+            users: what is remembered of others; nothing yet of the users in the batch.
         """
 
 
@@ -221,6 +223,7 @@ class _RunFn(beam.DoFn):
             began_ns = time.perf_counter_ns()
             applied = run_step(step, batch, memory[step.name] if step.remembers_s else Users(), self._stage)
             count(self._stage, f"{step.name}_us", (time.perf_counter_ns() - began_ns) // 1_000)
+            _expect_made(batch, applied)  # before any of them can be settled
             if applied.refused:
                 count(self._stage, f"{step.name}_refused", len(applied.refused))
                 letters = letters_of(batch, f"{self._stage}: {step.name}", applied.refused, now_us)
@@ -232,6 +235,24 @@ class _RunFn(beam.DoFn):
             batch = applied.batch
         if batch.num_rows:
             yield shard, batch
+
+
+def _expect_made(given: pa.RecordBatch, applied: Applied) -> None:
+    """Have the receipts wait for the rows that a step made, too: these may leave by another door, or later."""
+    gone = [each.row for each in applied.refused] + list(applied.dropped)
+    if applied.batch.num_rows + len(gone) == given.num_rows:
+        return  # each row is one row
+    leaving = [applied.batch.column("receipt"), given.column("receipt").take(pa.array(gone, pa.int64()))]
+    before = dict(zip(*_plain(given.column("receipt")), strict=True))
+    receipts, counts = _plain(pa.concat_arrays(leaving))
+    more = [(receipt, amount - before.get(receipt, amount)) for receipt, amount in zip(receipts, counts, strict=True)]
+    more = [(receipt, amount) for receipt, amount in more if receipt >= 0 and amount > 0]
+    LEDGER.expect_more(np.array([each for each, _ in more], np.int64), np.array([each for _, each in more], np.int64))
+
+
+def _plain(receipts: pa.Array) -> tuple[list[int], list[int]]:
+    distinct, counts = np.unique(int64s(receipts), return_counts=True)
+    return distinct.tolist(), counts.tolist()
 
 
 class _RememberFn(_RunFn):

@@ -154,16 +154,15 @@ def _placed(rows: pa.RecordBatch, field: pa.Field, places: Sequence[int], new: p
 
 
 def _told_apart(rows: pa.RecordBatch, origin: Rows, transform: str) -> pa.RecordBatch:
-    """Give those that share an origin ids of their own, and no receipt: the first one has it."""
+    """Give those that share an origin ids of their own; the receipt is that of all of them."""
     again = np.flatnonzero(np.diff(origin, prepend=-1) == 0)
     if not len(again):
         return rows
     first = np.searchsorted(origin, origin[again])
     ids = rows.column("message_id").take(pa.array(again)).to_pylist()
     derived = [f"{each}/{transform}/{number}" for each, number in zip(ids, again - first, strict=True)]
-    new = {"message_id": pa.array(derived, pa.string()), "receipt": pa.array([-1] * len(again), pa.int64())}
-    fields = [rows.schema.field(name) for name in new]
-    return with_columns(rows, fields, [_placed(rows, field, again.tolist(), new[field.name]) for field in fields])
+    field = rows.schema.field("message_id")
+    return with_columns(rows, [field], [_placed(rows, field, again.tolist(), pa.array(derived, pa.string()))])
 
 
 def joined(schema: pa.Schema, parts: Sequence[tuple[pa.RecordBatch, Rows]]) -> tuple[pa.RecordBatch, Rows]:
