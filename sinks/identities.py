@@ -4,8 +4,13 @@ A link is in the archive as its event, and in the identities as what it changed.
 other, so a crash in between leaves the second out: the archive's newest events tell what it would have been.
 """
 
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from millrace.sinks.archive import Tables, committer
-from millrace.transforms.link import NEEDS, LinkRule, links_of
+from millrace.transforms.link import NEEDS, Link, LinkRule, Links, links_of
 from millrace.transforms.link_store import ENTRIES, links_here, put_entries, records_of
 
 _BACK_US = 600_000_000
@@ -31,7 +36,27 @@ def recall_links(tables: Tables, rule: LinkRule) -> None:
         return
     since_us = min(archived_us, newest_us or archived_us) - _BACK_US
     since_us = max(since_us, archived_us - _FURTHEST_US)
-    found = (link for batch in archive.read_recent(NEEDS, since_us) for link in links_of(batch, rule))
+    found = [
+        link for batch in archive.read_recent([*NEEDS, "user_key"], since_us)
+        for link in _not_on_record(batch, links_of(batch, rule), store.links)
+    ]  # fmt: skip
     lacking = store.links.apply_all(found)
     if lacking:
         opened.commit_records("identities", [records_of(lacking)], lacking[0].link.at_us)
+
+
+def _not_on_record(batch: pa.RecordBatch, found: Sequence[Link], links: Links) -> Iterator[Link]:
+    """Leave out links whose effect is known: their event's key is what their id had then.
+
+    The archive has events as transforms have left them. Where one of these hides or changes a user_id, the link that
+    its row tells was never in force, and would give the id another key.
+    """
+    if not found:
+        return
+    rows = batch.filter(pc.is_in(batch.column("message_id"), pa.array([link.message_id for link in found])))
+    columns = ("envelope_id", "envelope_index", "message_id", "user_key")
+    keys = {tuple(place): key for *place, key in zip(*(rows.column(name).to_pylist() for name in columns), strict=True)}
+    for link in found:
+        entry = links.at(link.id, link.at_us)
+        if entry is None or entry.user_key != keys[link.envelope_id, link.envelope_index, link.message_id]:
+            yield link

@@ -15,6 +15,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace import api
+from millrace.api import on_event
 from millrace.config.job import JobConfig, read_job
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
@@ -259,3 +261,22 @@ def test_only_with_the_section_there_is_more_to_do(tmp_path: Path, kind: Kind, c
     events.build(pipeline | "ReadEnvelopes" >> events.read(options, kind), options, config, tables)
     assert labels(pipeline, "OrderPerUser") == inside
     assert why_not_prism(pipeline) == []
+
+
+@on_event()
+def hide_user(event: api.Event) -> api.Event:
+    """A transform of a user's own."""
+    event["user_id"] = event["user_id"] and f"hidden-{event['user_id']}"
+    return event
+
+
+def test_a_transform_that_hides_user_ids_sends_nobody_elsewhere_after_a_restart(tmp_path: Path):
+    config = read_job(f"identity: {{}}\ntransforms: [{{use: '{__name__}:hide_user'}}]", "millrace.yaml")
+    job = Job(tmp_path, config)
+    job.run([envelope([login(1, -9, "web", "ann"), happened(2, -8, "web")], 0)])
+    job.die()
+    job.start()
+    job.run([envelope([happened(3, -7, "web"), happened(4, -6, user="ann")], 1)])
+    assert job.sequences() == {"web": [1, 2, 3, 4]}
+    assert {row["user_id"] for row in job.archived()} == {None, "hidden-ann"}
+    assert [row[:3] for row in job.identities()] == [("ann", "ann", "web"), ("web", "ann", "web")]
