@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said += [f"the job's sections: {', '.join(sections)}"] if sections else []
         except ConfigError as error:
             mistakes.append(str(error))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        mistakes.append(f"{path}: cannot be read: {error.strerror or error}")
+    except ValueError as error:
         mistakes.append(f"{path}: cannot be read: {error}")
     if mistakes:
         print("\n".join(dict.fromkeys(line for each in mistakes for line in each.splitlines())))

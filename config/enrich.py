@@ -132,9 +132,13 @@ def _geo(page: Page, item: yaml.Node, of: Settings) -> Step | None:
 
 
 def _referrer(page: Page, _item: yaml.Node, of: Settings) -> Step | None:
-    where = "enrich: referrer: own_hosts"
+    return Referrer(tuple(read_hosts(page, of.get("own_hosts"), "enrich: referrer: own_hosts")))
+
+
+def read_hosts(page: Page, node: yaml.Node | None, where: str) -> list[str]:
+    """Read a list of names of hosts, in small letters."""
     hosts = []
-    for each in page.items(of.get("own_hosts"), where):
+    for each in page.items(node, where):
         host = page.text(each, where)
         if host is None:
             continue
@@ -143,7 +147,7 @@ def _referrer(page: Page, _item: yaml.Node, of: Settings) -> Step | None:
                 each, f"{where}: {shown(each)} is no host; write one such as shop.example, without https:// or path"
             )
         hosts.append(host.lower())
-    return Referrer(tuple(hosts))
+    return hosts
 
 
 def _why(error: Exception) -> str:

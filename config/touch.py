@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from millrace.config.enrich import read_hosts
 from millrace.config.yaml_page import Page
 from millrace.transforms.enrich.touch import Touch
 
@@ -18,7 +19,7 @@ def read_touch(page: Page, node: yaml.Node) -> Touch:
         return _DEFAULT
     of = page.members(node, "touch", _MEMBERS)
     columns = {name: _texts(page, of[name], f"touch: {name}") for name in _COLUMNS if name in of}
-    hosts = [host.lower() for host in _texts(page, of.get("internal_hosts"), "touch: internal_hosts")]
+    hosts = read_hosts(page, of.get("internal_hosts"), "touch: internal_hosts")
     return Touch(
         **columns,
         internal_hosts=tuple(hosts),

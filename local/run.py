@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from millrace.collector.sources import FILE, SourcesError
+from millrace.config.job import ConfigError, load_job
 from millrace.local import children
 from millrace.local.accounts import accounts, closing
 from millrace.local.collector import Front, collector
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.no_demo:
             check_sdks()
         keys = make_sources(options.data)
+        load_job(str(options.data / FILE))  # a mistake is told before anything runs
         find_prism(options.prism_location, _say)  # minutes, the first time: before anything else runs
         with pubsub(options.data, parts, _say), contextlib.ExitStack() as last:
             with contextlib.ExitStack() as starting:
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(front.ways_in(keys))
                 with _traffic(options, front, parts) as traffic:
                     _wait(options.for_seconds, parts, ending, traffic)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     except (CannotRunError, PrismNotFoundError, SendError, SourcesError, ValueError) as error:
         print(f"millrace local: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ COMMANDS = {
         "millrace.local.doctor",
         "what the main job would lack on this machine, and what to do about it",
     ),
-    "check": ("millrace.collector.check", "is the file of sources right, and if not, where and why"),
+    "check": ("millrace.collector.check", "is millrace.yaml right (sources and the job's sections), and if not, where"),
     "source": ("millrace.collector.add", "add a source of events, give it a second key, list what there is"),
     "schema": ("millrace.pipelines.schema", "propose contracts from the archive, and check changed ones against it"),
     "dry-run": ("millrace.pipelines.dry_run", "what a changed configuration would make of the archive's last days"),

@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--transform", default="", metavar="X", help="only this one: its name in --config, or module:Name without it"
     )
     parser.add_argument(
-        "--since", default="7d", metavar="T", help="how far back from the newest row (90m, 12h, 7d), or a date"
+        "--since",
+        default="7d",
+        metavar="T",
+        help="how far back from the newest row (90m, 12h, 7d), or a date; default: %(default)s",
     )
     parser.add_argument("--out", default="", metavar="FOLDER", help="write the rows that it makes there, as Parquet")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="of each column; default: %(default)d")

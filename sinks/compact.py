@@ -262,10 +262,27 @@ def main(arguments: Sequence[str]) -> int:
         description="Merge a table's small files, beside a running pipeline if need be, and clear what nobody needs.",
     )
     parser.add_argument("uri", help="the table: a folder, file:// or gs://bucket/folder")
-    parser.add_argument("--target_mib", type=float, default=32, help="size of a merged file; more takes more memory")
-    parser.add_argument("--max_rows", type=int, default=MAX_ROWS, help="rows merged at once; more takes more memory")
-    parser.add_argument("--min_files", type=int, default=8, help="leave fewer small files than this for a later run")
-    parser.add_argument("--older_than_s", type=float, default=60, help="leave younger files for a later run")
+    parser.add_argument(
+        "--target_mib",
+        type=float,
+        default=32,
+        help="size of a merged file; more takes more memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_rows",
+        type=int,
+        default=MAX_ROWS,
+        help="rows merged at once; more takes more memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min_files",
+        type=int,
+        default=8,
+        help="leave fewer small files than this for a later run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--older_than_s", type=float, default=60, help="leave younger files for a later run (default: %(default)s)"
+    )
     parser.add_argument(
         "--retention_hours",
         type=int,

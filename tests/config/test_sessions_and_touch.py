@@ -98,3 +98,8 @@ def test_the_document_lists_every_key_and_its_example_is_right(section: str):
     assert re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE) == list(vars(step))
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert getattr(read_job(example, "docs/config.md"), section) is not None
+
+
+def test_a_host_written_as_an_address_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"touch: internal_hosts: 'https://pay\.example/' is no host"):
+        read_job('touch: {internal_hosts: ["https://pay.example/"]}', "millrace.yaml")

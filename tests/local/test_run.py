@@ -3,6 +3,7 @@
 import pytest
 
 from millrace.local import run
+from millrace.local.sources import make_sources
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,14 @@ def test_sources_with_mistakes_or_with_other_keys(capsys, tmp_path):
     (tmp_path / "millrace.yaml").write_text("sources:\n  shop-web: 7\n")
     assert run.main(["--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"millrace local: {tmp_path / 'millrace.yaml'}:2: ")
+
+
+def test_a_configuration_with_a_mistake(capsys, tmp_path):
+    make_sources(tmp_path)
+    file = tmp_path / "millrace.yaml"
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("enrich: [user_agent", "enrich: [user_agnt"), encoding="utf-8"
+    )
+    assert run.main(["--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(": enrich: there is no enrichment 'user_agnt'; did you mean user_agent?\n")
