@@ -16,6 +16,8 @@ _JOURNAL = """
 # An event that bears another's id is archived under a derived one, and says whose it bore.
 _OWN_ID = "coalesce(duplicate_of, message_id)"
 _DOOR = "CASE WHEN duplicate_of IS NULL THEN 'archive' ELSE 'synthetic' END"
+# What decode refuses is known by its bytes, as it came; what a later stage refuses is an event again, with its id.
+_LATER = "reason IN ('contract_violated', 'transform_failed')"
 _RECORDED = """
     CREATE OR REPLACE TEMP TABLE recorded AS
     SELECT kind, name, count(*) AS found, count(*) FILTER (door = 'archive') AS archived,
@@ -25,7 +27,9 @@ _RECORDED = """
     FROM (SELECT 'event' AS kind, {own_id} AS name, {door} AS door FROM archive
           UNION ALL SELECT 'event', message_id, 'duplicates' FROM duplicates
           UNION ALL SELECT 'event', message_id, 'dropped' FROM dropped
-          UNION ALL SELECT 'letter', sha256(payload), 'dead_letters' FROM dead_letters)
+          UNION ALL SELECT 'event', json_extract_string(decode(payload), '$.messageId'), 'dead_letters'
+                    FROM dead_letters WHERE {later}
+          UNION ALL SELECT 'letter', sha256(payload), 'dead_letters' FROM dead_letters WHERE NOT {later})
     GROUP BY ALL
 """
 _SUMS = """
@@ -38,7 +42,8 @@ _DIFFERING = """
     SELECT kind, name, answered, coalesce(found, 0), coalesce(archived, 0)
     FROM journal LEFT JOIN recorded USING (kind, name)
     WHERE coalesce(found, 0) < answered
-       OR (kind = 'event' AND coalesce(archived, 0) != least(coalesce(found, 0), 1) AND coalesce(dropped, 0) = 0)
+       OR (kind = 'event' AND coalesce(archived, 0) != least(coalesce(found, 0), 1)
+           AND coalesce(dropped, 0) = 0 AND coalesce(dead_letters, 0) = 0)
     ORDER BY ALL LIMIT 20
 """
 _UNANSWERED = """
@@ -90,7 +95,7 @@ def accounts(connection: duckdb.DuckDBPyConnection, journal: Path) -> Accounts:
     connection.execute(_JOURNAL, [str(journal)])
     flagged = any(column == "duplicate_of" for column, *_ in connection.execute("DESCRIBE archive").fetchall())
     own_id, door = (_OWN_ID, _DOOR) if flagged else ("message_id", "'archive'")  # without deduplication
-    connection.execute(_RECORDED.format(own_id=own_id, door=door))
+    connection.execute(_RECORDED.format(own_id=own_id, door=door, later=_LATER))
     rows = [connection.execute(query).fetchall() for query in (_SUMS, _DIFFERING, _DOUBLED, _UNANSWERED, _OTHERS)]
     (sums,), differing, doubled, ((unanswered, found),), ((others,),) = rows
     answered, archived, duplicates, dead_letters, dropped = map(int, sums)

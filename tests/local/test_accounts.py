@@ -32,6 +32,8 @@ def close(
     recorded: Sequence[tuple[str, str]],
     given_up: Sequence[Record] = (),
     places: Sequence[int] | None = None,
+    *,
+    refused_later: Sequence[str] = (),
 ) -> Accounts:
     """Write the journal; fill tables with (table, name), each at a place of its own unless `places` says where."""
     path = folder / "journal.csv"
@@ -42,10 +44,17 @@ def close(
     connection = duckdb.connect()
     for table in (ARCHIVE, DUPLICATES, DROPPED):
         connection.execute(f"CREATE TABLE {table} (message_id VARCHAR, envelope_id VARCHAR, envelope_index INT)")
-    connection.execute("CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT)")
+    connection.execute(
+        "CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT, reason VARCHAR)"
+    )
     for (table, name), place in zip(recorded, places or range(len(recorded)), strict=True):
         value = PAYLOADS[name] if table == DEAD_LETTERS else name
-        connection.execute(f"INSERT INTO {table} VALUES (?, 'e', ?)", [value, place])  # noqa: S608
+        reason = ["not_json"] if table == DEAD_LETTERS else []
+        marks = ", ?" * len(reason)
+        connection.execute(f"INSERT INTO {table} VALUES (?, 'e', ?{marks})", [value, place, *reason])  # noqa: S608
+    for place, name in enumerate(refused_later, start=1_000):
+        payload = b'{"type":"track","messageId":"%s"}' % name.encode()
+        connection.execute("INSERT INTO dead_letters VALUES (?, 'e', ?, 'transform_failed')", [payload, place])
     return accounts(connection, path)
 
 
@@ -58,6 +67,12 @@ def test_what_was_answered_is_in_one_of_the_tables(folder: Path) -> None:
     )
     assert found == Accounts(4, 2, 1, 1, 0, [], [], 0, 0, 0)
     assert closing(found) == "The accounting closes: collected 4 = archived 2 + duplicates 1 + dead letters 1."
+
+
+def test_an_event_that_a_later_stage_refused_is_found_by_its_id(folder: Path) -> None:
+    found = close(folder, EVENTS[:2], [(ARCHIVE, "m1")], refused_later=["m2"])
+    assert found == Accounts(2, 1, 0, 1, 0, [], [], 0, 0, 0)
+    assert not close(folder, EVENTS[:3], [(ARCHIVE, "m1")], refused_later=["m2"]).closes
 
 
 def test_what_a_rule_left_out_counts_and_is_not_missed_in_the_archive(folder: Path) -> None:
@@ -160,7 +175,9 @@ def test_an_event_under_a_derived_id_is_the_one_whose_id_it_came_with(tmp_path: 
     with Journal(path) as journal:
         journal.answered([EVENTS[0], EVENTS[0], EVENTS[0]])
     connection = duckdb.connect()
-    connection.execute("CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT)")
+    connection.execute(
+        "CREATE TABLE dead_letters (payload BLOB, envelope_id VARCHAR, envelope_index INT, reason VARCHAR)"
+    )
     for table in ("duplicates", "dropped"):
         connection.execute(f"CREATE TABLE {table} (message_id VARCHAR, envelope_id VARCHAR, envelope_index INT)")
     connection.execute(
