@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,7 +70,8 @@ def sample_traffic(url: str, data: Path, rate: float, *, parts: Parts, say: Call
         process = children.start("millrace.local.sdks", [f"--url={url}", f"--data={data}"], os.environ)
         paced.start()
         try:
-            with parts.running(Part("SDKs' process", process), _GRACE_S):
+            early = -signal.SIGTERM  # it was told to end while it started: it has sent nothing
+            with parts.running(Part("SDKs' process", process), _GRACE_S, ends_well=(0, early)):
                 yield paced
         finally:
             counts = paced.stop(_ANSWER_S)

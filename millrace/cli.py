@@ -34,8 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     given = list(sys.argv[1:] if arguments is None else arguments)
     chosen = parser.parse_args(given[:1]).command
-    module = importlib.import_module(COMMANDS[chosen][0])
-    code: int = module.main(given[1:])
+    try:
+        module = importlib.import_module(COMMANDS[chosen][0])
+        code: int = module.main(given[1:])
+    except KeyboardInterrupt:  # before a command has its own ways, or where it needs none
+        print(f"millrace {chosen}: ended by Ctrl-C.", file=sys.stderr)
+        return 130
     return code
 
 
