@@ -4,12 +4,12 @@ Time is of one core, in ns an event: batches of web events (benchmarks.decode) w
 holds so many ids of a day. Memory is what the process grew by (its resident set), a day's worth entered in batches.
 """
 
+import argparse
 import ctypes
 import dataclasses
 import functools
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,7 +102,13 @@ def best_ns(run: Callable[[], object], rows: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
-    sizes = [int(each.replace(",", "")) for each in (arguments or ())] or [1_000_000, 10_000_000]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dedup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "ids", nargs="*", type=int, default=[1_000_000, 10_000_000], metavar="IDS", help="how many are remembered"
+    )
+    sizes = parser.parse_args(arguments).ids
     batch = web_batch()
     rows = batch.num_rows
     prints = fingerprints(batch)
@@ -126,4 +132,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
