@@ -10,6 +10,7 @@ lost; 2 it could not start, and one line says what to do.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from millrace.pipelines import check, one_node
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import PROMISES, Kind, RunnerRefusedError, kind_of
 from millrace.schemas.envelope import Envelope
-from millrace.sinks.archive import Tables, WriteArchive, WriteRecords
+from millrace.sinks.archive import Tables, WriteArchive, WriteRecords, is_archived
 from millrace.sinks.storage import StorageError
 from millrace.transforms.copies import added
 from millrace.transforms.decode import DecodeEnvelopes
@@ -30,7 +31,7 @@ from millrace.transforms.deduplicate import DeduplicateEvents
 from millrace.transforms.order import OrderPerUser
 from millrace.transforms.protect import ProtectEvents
 from millrace.transforms.read import ReadEnvelopes
-from millrace.transforms.steps import RunSteps
+from millrace.transforms.run_steps import RunSteps
 from millrace.transforms.subscriber import Limits
 from millrace.transforms.validate import ValidateEvents
 
@@ -67,11 +68,12 @@ def build(
         links=config.identity,
         alone=tables.alone,
     )
+    known = functools.partial(is_archived, tables) if tables.alone else None
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
-        config.steps, "enrich", window_s=options.order_window_s, alone=tables.alone
+        config.steps, "enrich", window_s=options.order_window_s, alone=tables.alone, is_archived=known
     )
     transformed = enriched.batches | "TransformEvents" >> RunSteps(
-        config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone
+        config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone, is_archived=known
     )
     (transformed.batches, ordered.repeats) | "WriteArchive" >> WriteArchive(tables)
     (unique.duplicates,) | "WriteDuplicates" >> WriteRecords(tables, "duplicates", window_s=options.order_window_s)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.transforms.timeutil import TimeDomain
@@ -150,6 +152,12 @@ def committer(tables: Tables) -> Committer:
             found = Committer(**opened._asdict(), index=index, run_id=tables.run_id)
             _COMMITTERS[tables] = found
         return found
+
+
+def is_archived(tables: Tables, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Say which events this process knows the archive to hold: one node."""
+    holds: npt.NDArray[np.bool_] = committer(tables).holds(batch)
+    return holds
 
 
 def _remembered(table: Table, ids: CommittedIds, horizon_s: float) -> CommittedIds:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -170,6 +171,13 @@ class Committer:
                 self._commit(self.archive, files, window_us, {"late": late}, entry)
         _settle(receipts)
         return result
+
+    def holds(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Say which events of a batch are in the archive, as far as the index goes back."""
+        if self._index is None:
+            return np.zeros(batch.num_rows, np.bool_)
+        holds: npt.NDArray[np.bool_] = self._index.events.holds(self._index.events.keys_of(batch))
+        return holds
 
     def commit_records(self, name: str, batches: Sequence[pa.RecordBatch], window_us: int) -> Committed:
         """Commit duplicates, dead letters, dropped events or identities to their table, then settle their receipts.

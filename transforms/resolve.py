@@ -208,7 +208,7 @@ _decode_links = msgspec.msgpack.Decoder(list[Link]).decode
 class _LinkFn(beam.DoFn):
     """Takes the links of window after window, and tells each shard what is known of its ids.
 
-    As in transforms/steps.py, windows wait for a timer, since Beam alone does not promise their order.
+    As in transforms/run_steps.py, windows wait for a timer, since Beam alone does not promise their order.
     """
 
     KNOWN = ReadModifyWriteStateSpec("known", RecordBatchCoder())

@@ -11,7 +11,8 @@ import pytest
 from millrace.config.job import ConfigError, JobConfig, load_job, read_job
 from millrace.pipelines import events
 from millrace.transforms.custom.step import CustomStep
-from millrace.transforms.steps import CannotOpenError, RunSteps, Users
+from millrace.transforms.run_steps import RunSteps
+from millrace.transforms.steps import CannotOpenError, Users
 from tests.support.batches import event
 from tests.support.custom import MODULE, configured, ordered, run
 

@@ -9,7 +9,7 @@ import pytest
 
 from millrace.schemas.dead_letter import Reason
 from millrace.sinks.committed_ids import CommittedIds, letter_keys
-from millrace.transforms import steps
+from millrace.transforms import run_steps
 from millrace.transforms.custom.declare import on_event
 from millrace.transforms.custom.event import Event
 from millrace.transforms.custom.step import CustomStep
@@ -48,11 +48,11 @@ def test_a_message_is_not_ready_before_what_was_made_of_its_event_is_safe(
     refuses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger()
-    monkeypatch.setattr(steps, "LEDGER", ledger)
+    monkeypatch.setattr(run_steps, "LEDGER", ledger)
     receipt = ledger.open(["ack"], [1], 1e9, NOON_US)
     ledger.expect(np.array([receipt]), np.array([1]))
     split = CustomStep("split", "", "event", target=in_two)
-    run = steps._RunFn((split, NoOriginals(refuses=refuses)), "transform", alone=True)
+    run = run_steps._RunFn((split, NoOriginals(refuses=refuses)), "transform", alone=True)
     left, (_, kept) = run.process((0, ordered([event("m", receipt=receipt)])))
     left = left.value
     assert (left.num_rows, kept.num_rows) == (1, 1)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -15,8 +17,10 @@ from apache_beam.testing.util import assert_that
 
 from millrace.schemas import dead_letter, dropped
 from millrace.schemas.dead_letter import Reason
+from millrace.transforms import run_steps
 from millrace.transforms.order import OrderPerUser, order, release
-from millrace.transforms.steps import Applied, Refused, RunSteps, Step, Users, forget_here, user_runs, with_columns
+from millrace.transforms.run_steps import RunSteps
+from millrace.transforms.steps import Applied, Refused, Step, Users, forget_here, user_runs, with_columns
 from tests.support.batches import NOON_US, batch, event
 
 SEEN = pa.field("seen", pa.int64())
@@ -146,3 +150,16 @@ def test_runs_of_users():
 def test_times_of_rows_come_through():
     (row,) = run([Seen()], [event("1", 1.5)])["batches"]
     assert row["occurred_at"] == dt.datetime(2026, 11, 25, 12, 0, 1, 500_000, dt.UTC)
+
+
+def test_what_the_archive_holds_already_goes_on_unseen_by_what_remembers_users():
+    fn = run_steps._RememberFn((Seen(),), "test", alone=True, is_archived=_is_a2)
+    users = Users()
+    (_, again), (_, seen) = fn._run(0, ordered([event("a1"), event("a2", 1), event("a3", 2)]), {"seen": users})
+    assert [(row["message_id"], row["seen"]) for row in again.to_pylist()] == [("a2", None)]
+    assert [(row["message_id"], row["seen"]) for row in seen.to_pylist()] == [("a1", 1), ("a3", 2)]
+    assert users.get("ann") == 2
+
+
+def _is_a2(given: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    return np.array([each == "a2" for each in given.column("message_id").to_pylist()])

@@ -17,7 +17,8 @@ from millrace.sinks.archive import Tables, committer, recall
 from millrace.transforms.batches import shard_of
 from millrace.transforms.custom.per_event import state_bytes
 from millrace.transforms.order import OrderPerUser
-from millrace.transforms.steps import RunSteps, Users, forget_here, users_here
+from millrace.transforms.run_steps import RunSteps
+from millrace.transforms.steps import Users, forget_here, users_here
 from tests.support.batches import NOON_US, batch, event
 from tests.support.custom import configured, ordered, run
 
