@@ -28,6 +28,7 @@ from millrace.transforms.pending import (
     Decoding,
     Limits,
     Pending,
+    decode_all,
 )
 from millrace.transforms.receipts import LEDGER
 
@@ -40,10 +41,7 @@ def decode_envelopes(envelopes: Iterable[Envelope], now_us: int, limits: Limits 
         now_us: this job's clock, µs since the epoch, for the dead letters.
         limits: what one envelope may hold.
     """
-    pending = Pending(limits, Contexts())
-    for envelope in envelopes:
-        pending.add(envelope)
-    return pending.take(now_us)
+    return decode_all(envelopes, now_us, limits)
 
 
 _REQUEST_BYTES = 8 * 1024 * 1024

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from millrace.schemas.envelope import Envelope
 from millrace.transforms.contexts import Contexts
-from millrace.transforms.pending import Decoding, Limits, Pending
+from millrace.transforms.pending import Decoding, Limits, Pending, decode_all
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class DecodePool:
 
     def _decode(self, envelopes: Sequence[Envelope], limits: Limits) -> Decoding:
         if self._deaths >= self.PATIENCE:
-            return _decode_here(envelopes, limits)
+            return decode_all(envelopes, time.time_ns() // 1_000, limits)
         process = self._idle.get()
         try:
             process = process or DecodeProcess()
@@ -186,7 +186,7 @@ class DecodePool:
             self._deaths += 1
             then = "another takes its place" if self._deaths < self.PATIENCE else "so are all from now on"
             _LOG.warning("%s; its envelopes are decoded in the job's own process, %s", error, then)
-            return _decode_here(envelopes, limits)
+            return decode_all(envelopes, time.time_ns() // 1_000, limits)
         else:
             self._deaths = 0
             return decoding
@@ -201,13 +201,6 @@ class DecodePool:
             if process is not None:
                 process.close()
             self._idle.put(None)
-
-
-def _decode_here(envelopes: Sequence[Envelope], limits: Limits) -> Decoding:
-    pending = Pending(limits, Contexts())
-    for envelope in envelopes:
-        pending.add(envelope)
-    return pending.take(time.time_ns() // 1_000)
 
 
 _POOLS: dict[int, DecodePool] = {}

@@ -1,7 +1,7 @@
 """Pending: envelopes on their way into batches: read one by one, given out as columns and dead letters."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -206,6 +206,14 @@ class Pending:
         self._letters += [letter._replace(number=numbers[letter.number]) for letter in again._letters]
         self._batches += again._batches
         self._rows += again._rows
+
+
+def decode_all(envelopes: Iterable[Envelope], now_us: int, limits: Limits) -> Decoding:
+    """Decode envelopes that stand alone, with contexts of their own; no content of one raises."""
+    pending = Pending(limits, Contexts())
+    for envelope in envelopes:
+        pending.add(envelope)
+    return pending.take(now_us)
 
 
 def _read_clean(text: bytes, limits: Limits) -> list[wire.Event] | None:

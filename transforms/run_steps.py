@@ -17,7 +17,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas import dropped
-from millrace.transforms.batches import RecordBatchCoder, concat, int64s
+from millrace.transforms.batches import RecordBatchCoder, concat, count_by_receipt
 from millrace.transforms.counts import count
 from millrace.transforms.letters import letters_of
 from millrace.transforms.receipts import LEDGER
@@ -140,16 +140,12 @@ def _expect_made(given: pa.RecordBatch, applied: Applied) -> None:
     if applied.batch.num_rows + len(gone) == given.num_rows:
         return  # each row is one row
     leaving = [applied.batch.column("receipt"), given.column("receipt").take(pa.array(gone, pa.int64()))]
-    before = dict(zip(*_plain(given.column("receipt")), strict=True))
-    receipts, counts = _plain(pa.concat_arrays(leaving))
-    more = [(receipt, amount - before.get(receipt, amount)) for receipt, amount in zip(receipts, counts, strict=True)]
-    more = [(receipt, amount) for receipt, amount in more if receipt >= 0 and amount > 0]
-    LEDGER.expect_more(np.array([each for each, _ in more], np.int64), np.array([each for _, each in more], np.int64))
-
-
-def _plain(receipts: pa.Array) -> tuple[list[int], list[int]]:
-    distinct, counts = np.unique(int64s(receipts), return_counts=True)
-    return distinct.tolist(), counts.tolist()
+    before = dict(zip(*(each.tolist() for each in count_by_receipt(given)), strict=True))
+    receipts, counts = count_by_receipt(pa.record_batch([pa.concat_arrays(leaving)], ["receipt"]))
+    more = counts - np.array(
+        [before.get(*each) for each in zip(receipts.tolist(), counts.tolist(), strict=True)], np.int64
+    )
+    LEDGER.expect_more(receipts[more > 0], more[more > 0])
 
 
 class _RememberFn(_RunFn):
