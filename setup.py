@@ -8,7 +8,18 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
+FOLDERS = (
+    "config",
+    "collector",
+    "schemas",
+    "transforms",
+    "sinks",
+    "delivery",
+    "pipelines",
+    "broker",
+    "local",
+    "testing",
+)
 
 setup(
     name="millrace",
@@ -34,12 +45,15 @@ setup(
     },
     install_requires=[
         "apache-beam[gcp]==2.77.0",
+        "asyncpg>=0.30",
         "avro>=1.12",
+        "confluent-kafka>=2.6",
         "crawler-user-agents>=1.60",
         "cryptography>=41",
         "deltalake>=1.6.3,<2",
         "duckdb>=1.4",
         "fastavro>=1.11",
+        "google-cloud-bigquery-storage>=2.27",
         "google-cloud-pubsub>=2.30",
         "grpcio>=1.70",
         "httptools>=0.7",
@@ -52,6 +66,7 @@ setup(
         "protobuf>=5",
         "pyarrow>=20",
         "PyYAML>=6",
+        "redis>=5.2",
         "structlog>=25",
         "tldextract>=5.1",
         "tzdata>=2025.1",
@@ -65,6 +80,7 @@ setup(
         # The SDKs that `millrace local` sends a part of its sample traffic with; ./run_local.sh installs them.
         "local": ["rudder-sdk-python>=2.1", "segment-analytics-python>=2.3"],
         "test": [
+            "bqemulator>=1.4",  # BigQuery's part in the tests
             "bytewax>=0.21; python_version < '3.13'",
             "fastapi>=0.110",  # the peer of benchmarks/collector.py
             "gcp-storage-emulator>=2024.8",

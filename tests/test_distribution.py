@@ -13,7 +13,7 @@ import pytest
 from apache_beam.runners.portability.stager import Stager
 
 ROOT = Path(__file__).parent.parent
-TOP = ("config", "collector", "schemas", "transforms", "sinks", "pipelines", "broker", "local", "testing")
+TOP = ("config", "collector", "schemas", "transforms", "sinks", "delivery", "pipelines", "broker", "local", "testing")
 SHOP = ("collector/shop", "collector/shop/sdk")
 PACKAGES = ("transforms/enrich", "transforms/custom")
 """Packages inside those folders."""

@@ -1,0 +1,297 @@
+"""The ledger of a lane: its place in the queue and what became of every event; SQLite, one file a lane.
+
+One process writes it (the lane), any may read it (`millrace sinks`, `millrace verify`, metrics). What is written
+here follows what the sink has said: a crash between the two brings the same event to the sink once more, never less.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+ROW_BITS = 24
+"""A position is an entry's number shifted by this, with the row below: 16.7 million rows an entry."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    seq INTEGER PRIMARY KEY,        -- the place in the lane's queue, from 1
+    version INTEGER NOT NULL,       -- of the archive, at which it was found
+    window_us INTEGER,              -- the release window, microseconds since the epoch; null where the log says none
+    committed_us INTEGER NOT NULL,  -- when it was committed, by the log
+    files TEXT NOT NULL,            -- JSON: the paths of its files, as the log has them
+    rows INTEGER NOT NULL,
+    outcomes BLOB,                  -- zlib of one byte a row (Mark); null: not read yet
+    is_open INTEGER NOT NULL        -- 1 until every routed row is delivered, dead or skipped
+);
+CREATE INDEX IF NOT EXISTS open_entries ON entries (seq) WHERE is_open;
+-- Events that failed and will be tried again; of those in order at most one a user.
+CREATE TABLE IF NOT EXISTS trying (
+    position INTEGER PRIMARY KEY, user_key TEXT NOT NULL, message_id TEXT NOT NULL,
+    attempts INTEGER NOT NULL, first_us INTEGER NOT NULL, next_us INTEGER NOT NULL,
+    fault TEXT NOT NULL, detail TEXT NOT NULL, waiting INTEGER NOT NULL  -- how many events of the user wait behind it
+);
+CREATE TABLE IF NOT EXISTS totals (   -- by the hour in which it happened
+    hour_s INTEGER NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (hour_s, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orders (   -- what an operator told the lane, and what came of it: never deleted
+    id INTEGER PRIMARY KEY, told_us INTEGER NOT NULL, told_by TEXT NOT NULL, verb TEXT NOT NULL, subject TEXT NOT NULL,
+    reason TEXT NOT NULL, done_us INTEGER, result TEXT
+);
+CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS now (id INTEGER PRIMARY KEY CHECK (id = 1), written_us INTEGER NOT NULL, body TEXT NOT NULL);
+"""
+
+
+class Mark(enum.IntEnum):
+    """What became of a row on this lane: one byte of `entries.outcomes`."""
+
+    NOT_ROUTED = 0
+    WAITING = 1
+    """Not tried yet, behind another event of its user, or to be tried again."""
+    DELIVERED = 2
+    DEAD = 3
+    """In the table of what could not be delivered."""
+    SKIPPED = 4
+    """An operator told the lane to go on without it."""
+    PARKED = 5
+    """An operator put it aside; `retry` brings it back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A part of the queue: what one commit added to the archive."""
+
+    version: int
+    window_us: int | None
+    committed_us: int
+    files: tuple[str, ...]
+    rows: int
+    seq: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trying:
+    """An event that failed and will be tried again."""
+
+    position: int
+    user_key: str
+    message_id: str
+    attempts: int
+    first_us: int
+    next_us: int
+    fault: str
+    detail: str
+    waiting: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What an operator told the lane: `retry`, `skip` or `park`; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
+
+    id: int
+    told_us: int
+    told_by: str
+    verb: str
+    subject: str
+    reason: str
+    done_us: int | None = None
+    result: str | None = None
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """What a lane says of itself, every second."""
+
+    sink: str
+    is_ordered: bool
+    state: str
+    """running, down (the breaker is open), stopped, or failed."""
+    detail: str = ""
+    down_since_us: int | None = None
+    waiting: int = 0
+    """Events in the lane's hands that are not settled, those under way included."""
+    in_flight: int = 0
+    concurrency: int = 0
+    blocked_users: int = 0
+    lag_s: float = 0.0
+    """How long the oldest event that is not settled has been committed (ordered) or published (live)."""
+    behind: int = 0
+    """Rows of the archive that the lane has not looked at yet."""
+    totals: dict[str, int] = {}
+    pid: int = 0
+
+
+class Ledger:
+    """An open ledger. For one thread; the lane's is the only one that writes."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        if read_only:
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+            # After a power cut the last moments may be missing, which the sink then gets once more; never a torn file.
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make everything written in it one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # The queue
+
+    def enrol(self, entries: Iterable[Entry]) -> None:
+        """Append parts to the queue."""
+        self._db.executemany(
+            "INSERT INTO entries (version, window_us, committed_us, files, rows, is_open) VALUES (?, ?, ?, ?, ?, 1)",
+            [(e.version, e.window_us, e.committed_us, msgspec.json.encode(e.files).decode(), e.rows) for e in entries],
+        )
+
+    def last_version(self) -> int | None:
+        """Return the version of the archive up to which the queue goes; None where it is empty."""
+        (version,) = self._db.execute("SELECT max(version) FROM entries").fetchone()
+        found: int | None = version
+        return found
+
+    def unread(self, limit: int) -> list[Entry]:
+        """Return the next parts that the lane has not read, oldest first."""
+        return self._entries("WHERE outcomes IS NULL AND is_open ORDER BY seq LIMIT ?", limit)
+
+    def unfinished(self) -> list[tuple[Entry, npt.NDArray[np.uint8]]]:
+        """Return the parts that were read and hold rows which are not settled, with their marks."""
+        entries = self._entries("WHERE outcomes IS NOT NULL AND is_open ORDER BY seq")
+        return [(entry, self.marks(entry.seq)) for entry in entries]
+
+    def behind(self) -> int:
+        """Return how many rows the lane has not read yet."""
+        (rows,) = self._db.execute(
+            "SELECT coalesce(sum(rows), 0) FROM entries WHERE outcomes IS NULL AND is_open"
+        ).fetchone()
+        return int(rows)
+
+    def oldest_open_us(self) -> int | None:
+        """Return when the oldest part that is not settled was committed."""
+        row = self._db.execute("SELECT committed_us FROM entries WHERE is_open ORDER BY seq LIMIT 1").fetchone()
+        return None if row is None else int(row[0])
+
+    def entries(self) -> list[Entry]:
+        """Return the whole queue as far as it is kept, oldest first."""
+        return self._entries("ORDER BY seq")
+
+    def _entries(self, where: str, *values: int) -> list[Entry]:
+        query = f"SELECT version, window_us, committed_us, files, rows, seq FROM entries {where}"  # noqa: S608
+        rows = self._db.execute(query, values)
+        return [Entry(v, w, c, tuple(msgspec.json.decode(f)), n, s) for v, w, c, f, n, s in rows]
+
+    # What became of the events
+
+    def marks(self, seq: int) -> npt.NDArray[np.uint8]:
+        """Return one Mark a row; all NOT_ROUTED where the part was not read."""
+        row = self._db.execute("SELECT rows, outcomes FROM entries WHERE seq = ?", (seq,)).fetchone()
+        if row is None or row[1] is None:
+            return np.zeros(0 if row is None else row[0], np.uint8)
+        return np.frombuffer(zlib.decompress(row[1]), np.uint8).copy()
+
+    def set_marks(self, seq: int, marks: npt.NDArray[np.uint8]) -> None:
+        """Write what became of a part's rows; it is closed when none of them waits or is parked."""
+        is_open = bool(np.isin(marks, (Mark.WAITING, Mark.PARKED)).any())
+        self._db.execute(
+            "UPDATE entries SET outcomes = ?, is_open = ? WHERE seq = ?",
+            (zlib.compress(marks.tobytes(), 1), is_open, seq),
+        )
+
+    def add_totals(self, counts: Mapping[str, int], now_us: int) -> None:
+        """Add to the totals of this hour."""
+        hour = now_us // 3_600_000_000 * 3_600
+        self._db.executemany(
+            "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            [(hour, name, count) for name, count in counts.items() if count],
+        )
+
+    def totals(self) -> dict[str, int]:
+        """Return the counts of all hours, by name."""
+        return dict(self._db.execute("SELECT name, sum(count) FROM totals GROUP BY name"))
+
+    def totals_by_hour(self) -> list[tuple[int, str, int]]:
+        """Return (hour, name, count), hours in seconds since the epoch."""
+        return list(self._db.execute("SELECT hour_s, name, count FROM totals ORDER BY hour_s, name"))
+
+    # Events that are being retried
+
+    def set_trying(self, found: Sequence[Trying]) -> None:
+        """Write which events are being retried: these, and no others."""
+        self._db.execute("DELETE FROM trying")
+        self._db.executemany("INSERT INTO trying VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(dataclasses.astuple, found))
+
+    def trying(self) -> list[Trying]:
+        """Return the events that are being retried, by position."""
+        return [Trying(*row) for row in self._db.execute("SELECT * FROM trying ORDER BY position")]
+
+    # What the operator says
+
+    def tell(self, verb: str, subject: str, told_by: str, reason: str) -> int:
+        """Leave an order for the lane, which carries it out within a second, or when it starts; return its id."""
+        row = self._db.execute(
+            "INSERT INTO orders (told_us, told_by, verb, subject, reason) VALUES (?, ?, ?, ?, ?) RETURNING id",
+            (time.time_ns() // 1_000, told_by, verb, subject, reason),
+        ).fetchone()
+        return int(row[0])
+
+    def orders(self, *, pending: bool = False) -> list[Order]:
+        """Return the orders, oldest first: all of them, or only those not carried out."""
+        where = "WHERE done_us IS NULL" if pending else ""
+        return [Order(*row) for row in self._db.execute(f"SELECT * FROM orders {where} ORDER BY id")]  # noqa: S608
+
+    def done(self, order: int, result: str) -> None:
+        """Note that an order was carried out, and what came of it."""
+        self._db.execute(
+            "UPDATE orders SET done_us = ?, result = ? WHERE id = ?", (time.time_ns() // 1_000, result, order)
+        )
+
+    # What a sink, and the lane itself, want to know after a restart
+
+    def get(self, key: str) -> bytes | None:
+        """Return what was put; None where nothing was."""
+        row = self._db.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def put(self, key: str, value: bytes | None) -> None:
+        """Keep a value, at once and synced; None forgets the key."""
+        self._db.execute("PRAGMA synchronous=FULL")
+        if value is None:
+            self._db.execute("DELETE FROM memory WHERE key = ?", (key,))
+        else:
+            self._db.execute(
+                "INSERT INTO memory VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
+            )
+        self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def set_status(self, status: Status) -> None:
+        """Write what the lane says of itself."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO now VALUES (1, ?, ?)",
+            (time.time_ns() // 1_000, msgspec.json.encode(status).decode()),
+        )
+
+    def status(self) -> tuple[int, Status] | None:
+        """Return what the lane said of itself last, and when (microseconds since the epoch)."""
+        row = self._db.execute("SELECT written_us, body FROM now").fetchone()
+        return None if row is None else (int(row[0]), msgspec.json.decode(row[1], type=Status))

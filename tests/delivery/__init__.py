@@ -1,0 +1,1 @@
+"""Tests of delivery: from the archive to the sinks."""
