@@ -1,0 +1,55 @@
+"""Where a lane's events come from, and who is told what became of them: the archive, or a subscription."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from millrace.delivery.barrier import Pending
+from millrace.delivery.ledger import Mark, Trying
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """Where the columns of a pending event are: its `payload`.
+
+    Attributes:
+        rows: what its route sends, of many events.
+        at: which row of them it is.
+        source_row: the event's row in the part it came from.
+        part: the part it came from: the number of a ledger's entry, or of a pull.
+    """
+
+    rows: pa.RecordBatch
+    at: int
+    source_row: int
+    part: int
+
+
+class Feed(Protocol):
+    """Gives events in queue order. Its methods block, and are called by one thread at a time."""
+
+    def open(self) -> tuple[list[Pending], list[Pending]]:
+        """Return what an earlier run left unsettled: events that were being retried, and those that had not been tried."""
+
+    def read(self) -> list[Pending]:
+        """Return the next events; [] where there are none now. Waits for some milliseconds at most."""
+
+    def events(self, events: Sequence[Pending]) -> pa.RecordBatch:
+        """Return some unsettled events with all their columns: for the table of what could not be delivered."""
+
+    def settle(self, events: Sequence[Pending], mark: Mark) -> None:
+        """Note in memory that events are settled; `save` makes it durable."""
+
+    def save(self, trying: Sequence[Trying], now_us: int) -> None:
+        """Make durable what was settled since the last call, and which events are being retried."""
+
+    def lag_us(self, now_us: int) -> int:
+        """Return how long the oldest event that is not settled has been in the queue."""
+
+    def behind(self) -> int:
+        """Return how many events are in the queue that were not read yet, as far as that is known."""
+
+    def close(self) -> None:
+        """Let go of everything: what is unsettled comes again."""
