@@ -17,14 +17,12 @@ class Row:
     Attributes:
         rows: what its route sends, of many events.
         at: which row of them it is.
-        source_row: the event's row in the part it came from.
-        part: the part it came from: the number of a ledger's entry, or of a pull.
+        user_key: the event's user, whether or not it is in order.
     """
 
     rows: pa.RecordBatch
     at: int
-    source_row: int
-    part: int
+    user_key: str
 
 
 class Feed(Protocol):
@@ -36,14 +34,14 @@ class Feed(Protocol):
     def read(self) -> list[Pending]:
         """Return the next events; [] where there are none now. Waits for some milliseconds at most."""
 
-    def events(self, events: Sequence[Pending]) -> pa.RecordBatch:
-        """Return some unsettled events with all their columns: for the table of what could not be delivered."""
-
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note in memory that events are settled; `save` makes it durable."""
 
     def save(self, trying: Sequence[Trying], now_us: int) -> None:
         """Make durable what was settled since the last call, and which events are being retried."""
+
+    def bring_back(self, subject: str) -> list[Pending]:
+        """Return events that were parked, to be tried again: of a user (`user:KEY`), one (`event:ID`) or `all`."""
 
     def lag_us(self, now_us: int) -> int:
         """Return how long the oldest event that is not settled has been in the queue."""

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS entries (
     files TEXT NOT NULL,            -- JSON: the paths of its files, as the log has them
     rows INTEGER NOT NULL,
     outcomes BLOB,                  -- zlib of one byte a row (Mark); null: not read yet
-    is_open INTEGER NOT NULL        -- 1 until every routed row is delivered, dead or skipped
+    is_open INTEGER NOT NULL        -- 1 until no routed row waits
 );
 CREATE INDEX IF NOT EXISTS open_entries ON entries (seq) WHERE is_open;
 -- Events that failed and will be tried again; of those in order at most one a user.
@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS totals (   -- by the hour in which it happened
 CREATE TABLE IF NOT EXISTS orders (   -- what an operator told the lane, and what came of it: never deleted
     id INTEGER PRIMARY KEY, told_us INTEGER NOT NULL, told_by TEXT NOT NULL, verb TEXT NOT NULL, subject TEXT NOT NULL,
     reason TEXT NOT NULL, done_us INTEGER, result TEXT
+);
+CREATE TABLE IF NOT EXISTS parked (  -- events put aside by an operator; rows: the event as its route sends it, Arrow IPC
+    position INTEGER PRIMARY KEY, user_key TEXT NOT NULL, message_id TEXT NOT NULL, route TEXT NOT NULL, rows BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS now (id INTEGER PRIMARY KEY CHECK (id = 1), written_us INTEGER NOT NULL, body TEXT NOT NULL);
@@ -93,6 +96,17 @@ class Trying:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parked:
+    """An event that an operator put aside; `rows` is what its route sends, as an Arrow IPC stream of one row."""
+
+    position: int
+    user_key: str
+    message_id: str
+    route: str
+    rows: bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Order:
     """What an operator told the lane: `retry`, `skip` or `park`; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
 
@@ -129,7 +143,7 @@ class Status(msgspec.Struct, kw_only=True):
 
 
 class Ledger:
-    """An open ledger. For one thread; the lane's is the only one that writes."""
+    """An open ledger. For one thread at a time; the lane is the only process that writes what is no order."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -137,7 +151,7 @@ class Ledger:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             # After a power cut the last moments may be missing, which the sink then gets once more; never a torn file.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
 
@@ -164,6 +178,10 @@ class Ledger:
             "INSERT INTO entries (version, window_us, committed_us, files, rows, is_open) VALUES (?, ?, ?, ?, ?, 1)",
             [(e.version, e.window_us, e.committed_us, msgspec.json.encode(e.files).decode(), e.rows) for e in entries],
         )
+
+    def forget(self, before_us: int) -> None:
+        """Delete parts that are settled and were committed before a time: they are kept for `millrace verify` only."""
+        self._db.execute("DELETE FROM entries WHERE NOT is_open AND committed_us < ?", (before_us,))
 
     def last_version(self) -> int | None:
         """Return the version of the archive up to which the queue goes; None where it is empty."""
@@ -211,8 +229,8 @@ class Ledger:
         return np.frombuffer(zlib.decompress(row[1]), np.uint8).copy()
 
     def set_marks(self, seq: int, marks: npt.NDArray[np.uint8]) -> None:
-        """Write what became of a part's rows; it is closed when none of them waits or is parked."""
-        is_open = bool(np.isin(marks, (Mark.WAITING, Mark.PARKED)).any())
+        """Write what became of a part's rows; it is closed when none of them waits."""
+        is_open = bool((marks == Mark.WAITING).any())
         self._db.execute(
             "UPDATE entries SET outcomes = ?, is_open = ? WHERE seq = ?",
             (zlib.compress(marks.tobytes(), 1), is_open, seq),
@@ -245,6 +263,20 @@ class Ledger:
         """Return the events that are being retried, by position."""
         return [Trying(*row) for row in self._db.execute("SELECT * FROM trying ORDER BY position")]
 
+    # Events that an operator put aside
+
+    def park(self, parked: Parked) -> None:
+        """Put an event aside."""
+        self._db.execute("INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?)", dataclasses.astuple(parked))
+
+    def parked(self) -> list[Parked]:
+        """Return the events that were put aside, by position."""
+        return [Parked(*row) for row in self._db.execute("SELECT * FROM parked ORDER BY position")]
+
+    def unpark(self, position: int) -> None:
+        """Forget an event that is tried again."""
+        self._db.execute("DELETE FROM parked WHERE position = ?", (position,))
+
     # What the operator says
 
     def tell(self, verb: str, subject: str, told_by: str, reason: str) -> int:
@@ -272,6 +304,10 @@ class Ledger:
         """Return what was put; None where nothing was."""
         row = self._db.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def keep(self, key: str, value: bytes) -> None:
+        """Keep a value as the rest is kept: in the transaction under way, not synced."""
+        self._db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value))
 
     def put(self, key: str, value: bytes | None) -> None:
         """Keep a value, at once and synced; None forgets the key."""

@@ -26,7 +26,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from millrace.sinks.delta import Table, add_actions, find_table, pause
 from millrace.sinks.parquet import ROW_GROUP_ROWS, DataFile, write_stream
 from millrace.sinks.storage import StorageError, explain
-from millrace.sinks.tables import SPECS, TableSpec
+from millrace.sinks.bookmarks import held_since_ms
+from millrace.sinks.tables import SPECS, UNDELIVERED, TableSpec
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def compact(
     if features:
         raise ValueError(f"Cannot compact a table with {', '.join(sorted(features))}: use the engine that wrote it.")
     table.refresh()
-    newest_ms = int((time.time() - older_than_s) * 1000)
+    newest_ms = min(int((time.time() - older_than_s) * 1000), held_since_ms(table.location))
     report = Report()
     ripe = [entry for entry in entries(table) if entry.modified_ms <= newest_ms]
     for planned in plan(ripe, target_bytes=target_bytes, min_files=min_files, max_rows=max_rows):
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.retention_hours is not None and given.retention_hours < 1:
         parser.error("--retention_hours must be 1 or more: a running pipeline's files wait for their commit")
     try:
-        table = find_table(given.uri, SPECS)
+        table = find_table(given.uri, (*SPECS, UNDELIVERED))
         report = compact(
             table,
             target_bytes=int(given.target_mib * 1024 * 1024),

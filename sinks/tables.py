@@ -8,7 +8,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from millrace.schemas import dead_letter, dropped, duplicate, event, identity
+from millrace.schemas import dead_letter, dropped, duplicate, event, identity, undelivered
 from millrace.sinks.storage import Location, StorageError
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,18 @@ IDENTITIES = TableSpec(
 )
 
 SPECS = (ARCHIVE, DUPLICATES, DEAD_LETTERS, DROPPED, IDENTITIES)
+"""The tables of the job."""
+
+UNDELIVERED = TableSpec(
+    name="undelivered",
+    schema=undelivered.SCHEMA,
+    partition_column="date",
+    sort_columns=("gave_up_at",),
+    statistics_columns=("message_id", "user_key", "lane", "fault", "position", "gave_up_at"),
+    time_column="gave_up_at",
+    plain_columns=("message_id", "payload"),
+)
+"""The table of the lanes: what their sinks did not take."""
 
 
 def with_columns(spec: TableSpec, added: Sequence[pa.Field]) -> TableSpec:

@@ -1,0 +1,286 @@
+"""A lane: carries events from its feed to its sink, and writes down what became of them.
+
+One asyncio loop. What blocks (the ledger, Parquet) runs in a thread of its own, one call at a time; the barrier, which
+says what may go, belongs to the loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from millrace.delivery.barrier import Barrier, Pending
+from millrace.delivery.books import Books, State
+from millrace.delivery.feed import Feed, Row
+from millrace.delivery.ledger import Ledger
+from millrace.delivery.settings import LaneSettings
+from millrace.delivery.throttle import Breaker, Concurrency, Rate
+from millrace.delivery.undelivered import Undelivered
+from millrace.sinks.sink import Delivery, Fault, Outcome, Retry, Sink, SinkDownError
+
+_LOG = logging.getLogger(__name__)
+_SAVE_S = 0.2
+_NO_ROOM_S = 0.05
+_UNREADABLE_S = 1.0
+_CONGESTED = {Fault.THROTTLED, Fault.TIMED_OUT}
+
+
+class Lane:
+    """A lane at work: `run` it.
+
+    Args:
+        settings: the lane's.
+        feed: where the events come from.
+        ledger: open for writing; used by the thread of the feed only.
+        memory: the same ledger, opened once more, for the sink.
+        sink: made, not opened.
+        undelivered: the table of what is given up.
+    """
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        feed: Feed,
+        ledger: Ledger,
+        memory: Ledger,
+        sink: Sink,
+        undelivered: Undelivered,
+    ) -> None:
+        self._settings = settings
+        self._name = settings.name
+        self._feed = feed
+        self._memory = memory
+        self._sink = sink
+        self._barrier = Barrier(settings.sink.retry, keeps_order=sink.keeps_order)
+        self._books = Books(settings, feed, ledger, undelivered, self._barrier)
+        self._max_events = settings.sink.max_events or sink.max_events
+        self._concurrency = Concurrency(settings.sink.max_in_flight or sink.max_in_flight)
+        self._breaker = Breaker()
+        self._rates = [None if route.rate is None else Rate(route.rate) for route in settings.routes]
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._is_open = False
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._end_at: float | None = None
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Read no more, let what is under way arrive (for as long as a delivery may take), save, and end.
+
+        Args:
+            drain_s: before that, go on for so long at most, until everything in the queue is settled.
+        """
+        self._end_at = time.monotonic() + drain_s
+        if drain_s <= 0:
+            self._stop_now()
+
+    def _stop_now(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until `stop`.
+
+        Raises:
+            CannotOpenSinkError: the sink can never work as it is configured.
+            StorageError: the archive cannot be read.
+        """
+        try:
+            await self._books.open()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read())
+                tasks.create_task(self._keep_books())
+                tasks.create_task(self._pump())
+            await self._books.save()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        for task in self._in_flight:
+            task.cancel()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await self._sink.close()
+        await self._books.close("stopped")
+
+    async def _read(self) -> None:
+        """Offer what the feed gives, as long as there is room: beyond it the queue waits, and only this lane's."""
+        while not self._stopping.is_set():
+            if len(self._barrier) >= self._settings.sink.max_waiting:
+                await self._pause(_NO_ROOM_S)
+                continue
+            events = await self._books.read()
+            if events is None:  # it could not be read; said so
+                await self._pause(_UNREADABLE_S)
+            elif events:
+                self._barrier.offer(events)
+                self._wake.set()
+            if self._end_at is not None and (time.monotonic() >= self._end_at or self._is_done(events)):
+                self._stop_now()
+
+    def _is_done(self, events: list[Pending] | None) -> bool:
+        return not events and not len(self._barrier) and self._books.has_read_all
+
+    async def _pump(self) -> None:
+        """Start deliveries whenever the sink, the routes' rates and the order of users allow it."""
+        while not self._stopping.is_set():
+            self._wake.clear()
+            if not self._is_open and self._breaker.allows(_now_us()):
+                await self._open_sink()
+            while self._is_open and self._may_start():
+                await self._books.before_take()
+                events = self._take(_now_us())
+                if not events:
+                    break
+                self._start(events)
+            await self._until_something_happens()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.sink.deadline_s):
+                while self._in_flight:
+                    await asyncio.wait(self._in_flight)
+
+    def _may_start(self) -> bool:
+        return len(self._in_flight) < self._concurrency.limit and self._breaker.allows(_now_us())
+
+    def _take(self, now_us: int) -> list[Pending]:
+        rates = self._rates
+
+        def room(route: int) -> int:
+            rate = rates[route]
+            return self._max_events if rate is None else rate.available(now_us)
+
+        most = 1 if self._breaker.is_probing else self._max_events
+        return self._barrier.take(now_us, most, self._sink.max_bytes, lambda route: room(route) > 0, room)
+
+    async def _until_something_happens(self) -> None:
+        now_us = _now_us()
+        due = [self._barrier.next_us(), self._breaker.next_us()]
+        due += [rate.next_us(now_us) for rate in self._rates if rate is not None]
+        waits_us = [at - now_us for at in due if at is not None and at > now_us]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), min([1_000_000, *waits_us]) / 1_000_000)
+
+    async def _open_sink(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.sink.deadline_s):
+                await self._sink.open(self._memory)
+            self._is_open = True
+        except SinkDownError as error:
+            self._down(error.detail, error.after_s)
+        except TimeoutError:
+            self._down(f"no connection within {self._settings.sink.deadline_s:g} s", None)
+
+    def _down(self, detail: str, after_s: float | None) -> None:
+        if not self._breaker.is_open:
+            _LOG.warning("%s is down: %s. Its events wait.", self._name, detail)
+        self._breaker.down(_now_us(), detail, after_s)
+        self._is_open = False
+
+    def _start(self, events: list[Pending]) -> None:
+        rate = self._rates[events[0].route]
+        if rate is not None:
+            rate.spend(len(events), _now_us())
+        self._breaker.started()
+        task = asyncio.create_task(self._deliver(events))
+        self._in_flight.add(task)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._wake.set()
+
+    async def _deliver(self, events: list[Pending]) -> None:
+        started = time.monotonic()
+        outcomes: Sequence[Outcome]
+        try:
+            async with asyncio.timeout(self._settings.sink.deadline_s):
+                outcomes = await self._sink.deliver(self._delivery(events))
+            if len(outcomes) != len(events):
+                raise RuntimeError(f"it gave {len(outcomes)} outcomes for {len(events)} events")  # noqa: TRY301
+        except SinkDownError as error:
+            self._barrier.put_back(events)
+            self._down(error.detail, error.after_s)
+            return
+        except asyncio.CancelledError:
+            self._barrier.put_back(events)
+            raise
+        except TimeoutError:
+            detail = f"no answer within {self._settings.sink.deadline_s:g} s"
+            outcomes = [Retry(Fault.TIMED_OUT, detail)] * len(events)
+        except Exception as error:  # noqa: BLE001  whatever a sink's code does, the lane goes on
+            _LOG.warning("%s: the sink's code failed", self._name, exc_info=error)
+            outcomes = [Retry(Fault.FAILED, f"{type(error).__name__} in the sink's code")] * len(events)
+        self._settle(events, outcomes, time.monotonic() - started)
+
+    def _delivery(self, events: list[Pending]) -> Delivery:
+        rows: list[Row] = [event.payload for event in events]
+        route = self._settings.routes[events[0].route]
+        return Delivery(
+            rows=_gather(rows),
+            message_ids=[event.message_id for event in events],
+            user_keys=[row.user_key for row in rows],
+            positions=[event.position for event in events],
+            is_ordered=[event.user_key is not None for event in events],
+            attempts=[event.attempts for event in events],
+            route=route.name,
+            target=route.target,
+        )
+
+    def _settle(self, events: list[Pending], outcomes: Sequence[Outcome], took_s: float) -> None:
+        now_us = _now_us()
+        retries = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
+        self._concurrency.landed(
+            took_s, len(self._in_flight), is_congested=any(each.fault in _CONGESTED for each in retries)
+        )
+        if len(retries) == len(outcomes):
+            self._breaker.failed(now_us, retries[0].detail, retries[0].after_s)
+        else:
+            self._breaker.succeeded(now_us)
+        self._books.settled(self._barrier.settle(list(zip(events, outcomes, strict=True)), now_us), now_us)
+
+    async def _keep_books(self) -> None:
+        while not self._stopping.is_set():
+            await self._pause(_SAVE_S)
+            await self._books.save()
+            if await self._books.obey():
+                self._wake.set()
+            await self._books.say(self._state())
+
+    def _state(self) -> State:
+        return State(
+            detail=self._breaker.detail if self._breaker.is_open else "",
+            down_since_us=self._breaker.since_us if self._breaker.is_open else None,
+            in_flight=len(self._in_flight),
+            concurrency=self._concurrency.limit,
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def _gather(rows: list[Row]) -> pa.RecordBatch:
+    """Return the columns of some events, in their order: often they stand side by side in one batch."""
+    pieces: list[pa.RecordBatch] = []
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end < len(rows) and rows[end].rows is rows[start].rows:
+            continue
+        of_one = [row.at for row in rows[start:end]]
+        whole = rows[start].rows
+        if of_one[-1] - of_one[0] == len(of_one) - 1 and of_one == list(range(of_one[0], of_one[-1] + 1)):
+            pieces.append(whole.slice(of_one[0], len(of_one)))
+        else:
+            pieces.append(whole.take(pa.array(of_one, pa.int64())))
+        start = end
+    if len(pieces) == 1:
+        return pieces[0]
+    return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]

@@ -1,0 +1,85 @@
+"""The process of one lane: `python -m millrace.delivery.lane_process JOB`, started by `millrace deliver`."""
+
+import asyncio
+import dataclasses
+import fcntl
+import logging
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from millrace.delivery.archive_feed import ArchiveFeed
+from millrace.delivery.lane import Lane
+from millrace.delivery.ledger import Ledger
+from millrace.delivery.make import make_sink
+from millrace.delivery.settings import LaneSettings
+from millrace.delivery.undelivered import Undelivered
+from millrace.sinks.sink import CannotOpenSinkError
+from millrace.sinks.storage import StorageError, locate
+
+BUSY = 3
+"""The exit code where another process has the lane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneJob:
+    """What the process has to do; pickled, without secrets.
+
+    Attributes:
+        settings: the lane's.
+        archive, undelivered: URIs of the tables.
+        state: the folder of the ledgers.
+        from_start: a new lane begins at the archive's first row, not behind its last.
+        drain_s: after SIGTERM, go on for so long at most, until everything is settled.
+    """
+
+    settings: LaneSettings
+    archive: str
+    undelivered: str
+    state: Path
+    from_start: bool = False
+    drain_s: float = 0.0
+
+    @property
+    def ledger(self) -> Path:
+        """The file of the lane's ledger."""
+        return self.state / f"{self.settings.name}.sqlite"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a lane until SIGTERM; return 0, 2 where it can never work as configured, 3 where another process has it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    job: LaneJob = pickle.loads(Path(arguments[0]).read_bytes())  # noqa: S301  written by the process that started us
+    job.state.mkdir(parents=True, exist_ok=True)
+    with job.ledger.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{job.settings.name}: another process delivers for it, with the same --state.", file=sys.stderr)
+            return BUSY
+        try:
+            asyncio.run(_run(job))
+        except (CannotOpenSinkError, StorageError) as error:
+            print(f"{job.settings.name}: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+async def _run(job: LaneJob) -> None:
+    ledger, memory = Ledger(job.ledger), Ledger(job.ledger)
+    feed = ArchiveFeed(locate(job.archive), ledger, job.settings, from_start=job.from_start)
+    lane = Lane(job.settings, feed, ledger, memory, make_sink(job.settings.sink), Undelivered(job.undelivered))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lane.stop, job.drain_s)
+    try:
+        await lane.run()
+    finally:
+        memory.close()
+        ledger.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
