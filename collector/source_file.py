@@ -11,7 +11,7 @@ from millrace.collector.client_ip import IpPolicy, Network
 from millrace.collector.keys import BEGINS_CHARACTERS, PLAIN_KEY, Kind, StoredKey
 from millrace.collector.origins import Origins
 from millrace.collector.source import EVERY_TYPE, Source, SourceLimits
-from millrace.config.sections import SECTIONS
+from millrace.config.sections import DELIVERY, SECTIONS
 from millrace.config.yaml_page import Mistake, MistakesError, Page, line_of, shown
 from millrace.schemas.event import TYPES
 
@@ -25,7 +25,7 @@ _MOST_EVENT_BYTES = 1 << 20  # decode takes no larger event
 _MOST_REQUEST_BYTES = 8 << 20  # a Pub/Sub message has at most 10,000,000 bytes
 _MOST_REQUEST_EVENTS = 50_000  # decode takes no more in a message
 
-_FILE = ("sources", "trusted_proxies", *SECTIONS)
+_FILE = ("sources", "trusted_proxies", *SECTIONS, *DELIVERY)
 SOURCE_MEMBERS = (
     "name",
     "kind",

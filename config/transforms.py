@@ -1,23 +1,21 @@
 """The section `transforms:` of `millrace.yaml`: users' own transforms, in the order in which events meet them."""
 
-import inspect
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import yaml
 
+from millrace.config.arguments import read_arguments
+from millrace.config.columns import known_columns
 from millrace.config.expressions import Expression, ExpressionError, Value, compile_expression, compile_value
 from millrace.config.yaml_page import Page, shown
-from millrace.schemas import avro
-from millrace.schemas.event import ARCHIVE, BATCH
-from millrace.transforms.custom.declare import KINDS, UserTransform, fields_of, kind_of, make, members_of
+from millrace.schemas.event import ARCHIVE
+from millrace.transforms.custom.declare import ERRORS, KINDS, UserTransform, fields_of, kind_of, make, members_of
 from millrace.transforms.custom.find import NotFoundError, find
 from millrace.transforms.custom.lookup import Limits
-from millrace.transforms.custom.step import ERRORS, CustomStep, limits_of, version_of
+from millrace.transforms.custom.step import CustomStep, limits_of, version_of
 
 _ENTRY = ("use", "name", "with", "when", "on_error", "error_text")
 _OF_LOOKUPS = tuple(Limits._fields)
@@ -50,14 +48,6 @@ def read_transforms(page: Page, node: yaml.Node) -> tuple[CustomStep, ...]:
         step.later = tuple(each.name for each in steps[at:])
         step.flags = step.passes and not any(each.passes for each in steps[:at])
     return tuple(steps)
-
-
-def known_columns() -> pa.Schema:
-    """Return the columns that an event may have behind Millrace's own stages, whether they are on or not."""
-    fields = {field.name: field for field in (*ARCHIVE, *BATCH)}
-    for name in avro.names("added"):
-        fields |= {field.name: field for field in avro.arrow_schema(avro.load(name))}
-    return pa.schema(list(fields.values()))
 
 
 def name_of(use: str) -> str:
@@ -151,36 +141,10 @@ def _is_storable(of: pa.DataType) -> bool:
     return of in plain | {pa.binary(), pa.date32(), pa.timestamp("us", tz="UTC")} or pa.types.is_decimal128(of)
 
 
-def _settings(page: Page, node: yaml.Node | None, entry: yaml.Node, name: str, target: Any) -> dict[str, Any]:
-    """Read `with`, and check it against the arguments that the transform takes."""
-    given: dict[str, tuple[yaml.Node, Any]] = {}
-    if node is not None:
-        for word, value in page.pairs(node, f"{name}: with"):
-            given[word.value] = (word, yaml.SafeLoader("").construct_document(value))
-    taken = _arguments(target)
-    if taken is None:
-        return {key: value for key, (_, value) in given.items()}
-    any_name = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
-    wrong = False
-    for key, (at, value) in given.items():
-        parameter = taken.get(key)
-        if parameter is None or parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            if not any_name:
-                there = ", ".join(taken) or "none"
-                page.wrong(at, f"{name}: with: {key} is not a setting of {target.__name__}; there are: {there}")
-                wrong = True
-            continue
-        problem = _misfit(value, _hint(target, parameter))
-        if problem is not None:
-            page.wrong(at, f"{name}: with: {key}: {problem}; {target.__name__} takes {_shown(parameter)}")
-            wrong = True
-    for key, parameter in taken.items():
-        needed = parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        if needed and key not in given:
-            page.wrong(node or entry, f"{name}: with: {key} is missing, which {target.__name__} needs; add it")
-            wrong = True
-    settings = {key: value for key, (_, value) in given.items()}
-    if not wrong:
+def _settings(page: Page, node: yaml.Node | None, entry: yaml.Node, name: str, target: Any) -> Mapping[str, Any]:
+    """Read `with`, and make the transform once to see that it takes it."""
+    settings, fits = read_arguments(page, node, entry, name, target)
+    if fits:
         try:
             make(target, settings)
         except Exception as error:  # noqa: BLE001  it is the user's __init__
@@ -188,40 +152,6 @@ def _settings(page: Page, node: yaml.Node | None, entry: yaml.Node, name: str, t
                 node or entry, f"{name}: {target.__name__} refuses its settings: {type(error).__name__}: {error}"
             )
     return settings
-
-
-def _misfit(value: Any, hint: Any) -> str | None:
-    """Say what is wrong with a value; None where nothing is, or the hint is one that only the user's code can check."""
-    try:
-        msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
-        return str(error)
-    except TypeError:
-        return None
-    return None
-
-
-def _arguments(target: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Return the settings that a transform takes; None where that cannot be told."""
-    try:
-        parameters = list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):
-        return None
-    if not inspect.isclass(target):
-        parameters = parameters[1:]  # the event, the batch or the key
-    return {each.name: each for each in parameters if each.kind is not inspect.Parameter.VAR_POSITIONAL}
-
-
-def _hint(target: Any, parameter: inspect.Parameter) -> Any:
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function).get(parameter.name, Any)
-    except Exception:  # noqa: BLE001  names that are there for type checkers only
-        return Any
-
-
-def _shown(parameter: inspect.Parameter) -> str:
-    return str(parameter).partition(" = ")[0].partition("=")[0]
 
 
 def _when(page: Page, node: yaml.Node | None, name: str, schema: pa.Schema) -> Expression | None:

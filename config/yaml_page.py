@@ -10,6 +10,8 @@ from typing import NamedTuple
 import yaml
 
 _SHOWN_CHARACTERS = 60
+_UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION = re.compile(rf"([0-9][0-9_]*(?:\.[0-9]+)?) ?({'|'.join(_UNITS_S)})")
 
 
 class Mistake(NamedTuple):
@@ -136,6 +138,20 @@ class Page:
             if 1 <= number <= most:
                 return number
         self.wrong(node, f"{where}: has to be a whole number from 1 to {most:,}, not {shown(node)}")
+        return None
+
+    def duration(self, node: yaml.Node | None, where: str, most_s: int) -> float | None:
+        """Read a duration above 0, up to most_s, such as 500ms, 1s, 5m, 1h or 2d; return it in seconds."""
+        if node is None:
+            return None
+        found = _DURATION.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
+        if found is not None:
+            seconds = float(found[1].replace("_", "")) * _UNITS_S[found[2]]
+            if 0 < seconds <= most_s:
+                return seconds
+        self.wrong(
+            node, f"{where}: has to be a duration such as 500ms, 1s, 5m or 1h, up to {most_s:,} s, not {shown(node)}"
+        )
         return None
 
     def moment(self, node: yaml.Node | None, where: str) -> dt.datetime | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from millrace.config.columns import known_columns
 from millrace.config.expressions import compile_expression, compile_value
-from millrace.config.transforms import known_columns, name_of
+from millrace.config.transforms import name_of
 from millrace.schemas.event import ARCHIVE
 from millrace.testing.builders import batches_of
 from millrace.transforms.batches import concat

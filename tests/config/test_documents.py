@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from millrace.config import transforms
+from millrace.config.columns import known_columns
 from millrace.config.expressions import compile_expression
 from millrace.config.job import read_job
-from millrace.config.transforms import known_columns
 from millrace.testing import run_transform, track
 from millrace.transforms.custom.declare import LookupTransform, kind_of
 

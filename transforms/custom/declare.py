@@ -21,6 +21,9 @@ Adds = Sequence[pa.Field] | Mapping[str, pa.DataType]
 Returned = Event | Iterable[Event] | None
 """One event as it goes on, several in the place of one, or None: it is left out."""
 
+ERRORS = pa.field("transform_errors", pa.string())
+"""Which transforms failed on the event, as a JSON list of {"transform", "version", "error", "at"}."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

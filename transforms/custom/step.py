@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from millrace.config.expressions import Expression, Value
 from millrace.schemas.dead_letter import Reason
 from millrace.transforms.counts import count
-from millrace.transforms.custom.declare import LookupTransform, make
+from millrace.transforms.custom.declare import ERRORS, LookupTransform, make
 from millrace.transforms.custom.find import NotFoundError, find
 from millrace.transforms.custom.lookup import Limits, answers_here, run_lookup
 from millrace.transforms.custom.outcome import Failure, Outcome, Rows, in_place, joined
@@ -25,9 +25,6 @@ from millrace.transforms.custom.per_batch import run_batch
 from millrace.transforms.custom.per_event import PerUser, run_events, state_bytes
 from millrace.transforms.custom.timings import STAGE, timings
 from millrace.transforms.steps import Applied, CannotOpenError, Refused, Step, Users, all_here, with_columns
-
-ERRORS = pa.field("transform_errors", pa.string())
-"""Which transforms failed on the event, as a JSON list of {"transform", "version", "error", "at"}."""
 
 
 @dataclasses.dataclass
