@@ -18,7 +18,7 @@ from millrace.delivery.parked import read_parked, write_parked
 from millrace.delivery.settings import LaneSettings
 from millrace.sinks.bookmarks import write_bookmark
 from millrace.sinks.storage import Location
-from millrace.transforms.route import columns_needed, route_rows, sent_rows
+from millrace.transforms.route import columns_for, route_rows, rows_for
 
 _LOG = logging.getLogger(__name__)
 _SEEN = "archive version"
@@ -46,7 +46,6 @@ class ArchiveFeed:
         self._settings = settings
         self._from_start = from_start
         self._log = Log(location)
-        self._columns = columns_needed(settings.routes)
         self._routes = {route.name: at for at, route in enumerate(settings.routes)}
         self._marks: dict[int, npt.NDArray[np.uint8]] = {}
         self._changed: set[int] = set()
@@ -172,8 +171,8 @@ class ArchiveFeed:
         self, entry: Entry, marks: npt.NDArray[np.uint8], wanted: npt.NDArray[np.int64] | None
     ) -> list[Pending]:
         """Route a part, and return its events in delivery order: those wanted, or all that are routed."""
-        rows = self._log.rows(entry, self._columns)
-        taken = route_rows(rows, self._settings.routes, self._settings.sink.name)
+        rows = self._log.rows(entry, lambda there: columns_for(self._settings.routes, there))
+        taken = route_rows(rows, self._settings.routes)
         if wanted is None:
             wanted = np.flatnonzero(taken >= 0)
             marks = np.where(taken >= 0, np.uint8(Mark.WAITING), np.uint8(Mark.NOT_ROUTED))
@@ -203,7 +202,7 @@ class ArchiveFeed:
         route: int,
         in_order: npt.NDArray[np.bool_],
     ) -> list[Pending]:
-        sent = sent_rows(rows, self._settings.routes[route])
+        sent = rows_for(rows, self._settings.routes[route])
         size = sent.nbytes // max(sent.num_rows, 1)
         users = rows.column("user_key").to_pylist()
         ids = rows.column("message_id").to_pylist()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from typing import Any
 from urllib.parse import unquote
 
@@ -93,21 +93,21 @@ class Log:
             raise explain(self._location, error) from error
         return Seen(tuple(found), version)
 
-    def rows(self, entry: Entry, columns: tuple[str, ...] | None) -> pa.RecordBatch:
+    def rows(self, entry: Entry, choose: Callable[[list[str]], Collection[str]]) -> pa.RecordBatch:
         """Return the rows of a part in delivery order: by `order_index`, which rises within each user.
 
-        The order is the same at every reading, since files never change. A column that the table lacks is left out.
+        The order is the same at every reading, since files never change.
 
         Args:
             entry: from `since`.
-            columns: those wanted; None: all.
+            choose: of the table's columns, those wanted.
 
         Raises:
             StorageError: the storage refused it, or the files are no longer there.
         """
         schema = self._columns()
-        if columns is not None:
-            schema = pa.schema([field for field in schema if field.name in {*columns, "order_index"}])
+        wanted = {*choose(schema.names), "order_index"}
+        schema = pa.schema([field for field in schema if field.name in wanted])
         parts = []
         try:
             for path in map(unquote, entry.files):

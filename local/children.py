@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -32,8 +33,13 @@ def end(process: subprocess.Popen[str], grace_s: float) -> int:
     """Ask a child to end, insist after the grace; return its exit code. Its standard error can still be read."""
     if process.poll() is None:
         process.terminate()
+    return await_end(process, time.monotonic() + grace_s)
+
+
+def await_end(process: subprocess.Popen[str], until_s: float) -> int:
+    """Wait for a child that was asked to end; insist at a time of `time.monotonic`; return its exit code."""
     try:
-        return process.wait(grace_s)
+        return process.wait(max(0.0, until_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()

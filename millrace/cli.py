@@ -9,6 +9,7 @@ COMMANDS = {
     "local": ("millrace.local.run", "run the main job on this machine, with sample traffic"),
     "collector": ("millrace.collector.run", "events over HTTP into Pub/Sub: the door for SDKs"),
     "events": ("millrace.pipelines.events", "the job itself: Pub/Sub in, per-user order, archive out"),
+    "deliver": ("millrace.delivery.run", "events from the archive to the sinks: webhooks, databases, queues"),
     "broker": ("millrace.broker.server", "the embedded Pub/Sub"),
     "doctor": (
         "millrace.local.doctor",

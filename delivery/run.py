@@ -1,0 +1,160 @@
+"""`millrace deliver`: events from the archive to the sinks of `millrace.yaml`, a process for each lane.
+
+A lane is a sink with its routes of one kind of order. Each has a ledger in --state, in which its place in the queue and
+what became of every event are kept: end it, kill it, start it again, and it goes on where it was. Ctrl-C or SIGTERM:
+what is under way arrives, then the lanes end. Exit codes: 0 ended as told; 1 a lane failed until the end; 2 it could not
+start, and one line says what to do.
+"""
+
+import argparse
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from millrace.config.fanout import FanoutError, load_fanout
+from millrace.delivery.lane_process import BUSY, LaneJob
+from millrace.local import children
+from millrace.local.parts import how_it_ended
+from millrace.sinks.storage import StorageError, locate
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_STEADY_S = 30.0
+"""A lane that lived so long had no fault from the start: it is started again without a long pause."""
+_GRACE_S = 45.0
+"""For what is under way when a lane is told to end: a little more than a delivery may take."""
+_MISCONFIGURED = 2
+
+
+@dataclasses.dataclass
+class _Lane:
+    """A lane and its process."""
+
+    job: LaneJob
+    process: "subprocess.Popen[str] | None" = None
+    started_s: float = 0.0
+    start_at_s: float = 0.0
+    pause_s: float = _FIRST_PAUSE_S
+    code: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.job.settings.name
+
+    def start(self) -> None:
+        path = self.job.state / f"{self.name}.job"
+        path.write_bytes(pickle.dumps(self.job))
+        self.process = children.start("millrace.delivery.lane_process", [str(path)], os.environ)
+        self.started_s = time.monotonic()
+
+    def look(self) -> None:
+        """Start the process, or start it again after a pause."""
+        now_s = time.monotonic()
+        if self.process is None:
+            if now_s >= self.start_at_s:
+                self.start()
+            return
+        self.code = self.process.poll()
+        if self.code is None:
+            return
+        children.await_end(self.process, 0.0)
+        self.process = None
+        lived_s = now_s - self.started_s
+        self.pause_s = _FIRST_PAUSE_S if lived_s >= _STEADY_S else min(self.pause_s * 2, _LONGEST_PAUSE_S)
+        if self.code in {_MISCONFIGURED, BUSY}:
+            self.pause_s = _LONGEST_PAUSE_S
+        self.start_at_s = now_s + self.pause_s
+        _say(f"{self.name} {how_it_ended(self.code)}; it starts again in {self.pause_s:.0f} s, where it was.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the lanes until told to end; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        fanout = load_fanout(options.config)
+        archive = locate(options.archive)
+    except FanoutError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"millrace deliver: {error}", file=sys.stderr)
+        return 2
+    lanes = [lane for lane in fanout.lanes if not options.only or lane.sink.name in options.only]
+    if unknown := set(options.only or ()) - {sink.name for sink in fanout.sinks}:
+        print(f"millrace deliver: --only {min(unknown)}: {options.config} has no such sink", file=sys.stderr)
+        return 2
+    if not lanes:
+        print(f"millrace deliver: {options.config} has no routes to deliver by; see docs/sinks.md", file=sys.stderr)
+        return 2
+    undelivered = options.undelivered or f"{archive.uri.rstrip('/').rpartition('/')[0]}/undelivered"
+    options.state.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        LaneJob(lane, archive.uri, undelivered, options.state.absolute(), options.from_start, options.drain_s)
+        for lane in lanes
+    ]
+    return _run([_Lane(job) for job in jobs], options.drain_s)
+
+
+def _run(lanes: list[_Lane], drain_s: float) -> int:
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    _say(f"Delivering: {', '.join(lane.name for lane in lanes)}. Ctrl-C ends it; `millrace sinks` shows how it goes.")
+    while not over.wait(0.1):
+        for lane in lanes:
+            lane.look()
+    running = [lane for lane in lanes if lane.process is not None]
+    for lane in running:
+        assert lane.process is not None
+        if lane.process.poll() is None:
+            lane.process.terminate()
+    until_s = time.monotonic() + drain_s + _GRACE_S
+    for lane in running:
+        assert lane.process is not None
+        lane.code = children.await_end(lane.process, until_s)
+    return 0 if all(lane.code == 0 for lane in lanes) else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be seconds from 0 to 86400, got {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="millrace deliver", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", default="millrace.yaml", metavar="FILE", help="with the sections sinks and routes (%(default)s)")
+    add("--archive", required=True, metavar="URI", help="the job's archive: a folder, file:// or gs://bucket/folder")
+    add("--undelivered", metavar="URI", help="the table of what sinks did not take (beside the archive)")
+    add("--state", type=Path, default=Path("delivery-state"), metavar="DIR", help="the lanes' ledgers (%(default)s/)")
+    add("--only", nargs="+", metavar="SINK", help="these sinks; others may run elsewhere")
+    add("--from_start", action="store_true", help="a new lane begins at the archive's first row (behind its last)")
+    add(
+        "--drain_s",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="when told to end, go on for so long at most until everything is delivered (%(default)g)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
