@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.delivery.barrier import Pending
 from millrace.delivery.feed import Row
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark, Parked, Trying
 from millrace.delivery.parked import read_parked, write_parked
+from millrace.delivery.pending import Pending
 from millrace.delivery.settings import LaneSettings
 from millrace.sinks.bookmarks import write_bookmark
 from millrace.sinks.storage import Location
@@ -53,6 +53,7 @@ class ArchiveFeed:
         self._parked: list[Parked] = []
         self._brought_back: list[int] = []
         self._trying: list[Trying] = []
+        self._read_up_to = 0  # of what the ledger does not know to be read yet
         self._next_look = 0.0
         self._next_bookmark = 0.0
 
@@ -79,12 +80,14 @@ class ArchiveFeed:
     def read(self) -> list[Pending]:
         """Return the next part's events; [] where there is none now, or none of them is routed."""
         self._look()
-        unread = self._ledger.unread(1)
+        unread = self._ledger.unread(self._read_up_to, 1)
         if not unread:
             time.sleep(min(self._log.poll_s, 0.05))
             return []
         entry = unread[0]
-        return self._events(entry, np.zeros(entry.rows, np.uint8), None)
+        events = self._events(entry, np.zeros(entry.rows, np.uint8), None)
+        self._read_up_to = entry.seq
+        return events
 
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note that events are settled."""
@@ -187,7 +190,7 @@ class ArchiveFeed:
         self._marks[entry.seq] = marks
         in_order = ~_overflow(rows.column("user_key"), taken >= 0, self._settings.sink.hot_user_events)
         found: list[Pending] = []
-        for at, route in enumerate(self._settings.routes):
+        for at in range(len(self._settings.routes)):
             of_route = wanted[taken[wanted] == at]
             if len(of_route):
                 found += self._of_route(entry.seq, rows.take(pa.array(of_route)), of_route, at, in_order[of_route])
@@ -224,7 +227,7 @@ class ArchiveFeed:
 
 
 def _overflow(users: pa.Array, routed: npt.NDArray[np.bool_], cap: int) -> npt.NDArray[np.bool_]:
-    """Say which rows go without order: those of a user beyond its first `cap` that are routed, of one release window."""
+    """Say which rows go without order: of those routed of one release window, a user's beyond the first `cap`."""
     over = np.zeros(len(routed), np.bool_)
     places = np.flatnonzero(routed)
     if len(places) <= cap:

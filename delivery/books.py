@@ -1,4 +1,4 @@
-"""The books of a lane: what is written down, when, and in which order. The lane's loop calls; a thread of its own writes.
+"""The books of a lane: what is written down, and when. The lane's loop calls; a thread of its own writes.
 
 The order matters. A dead letter is in its table before the ledger says dead: a crash between repeats a record, and
 loses none. And both are written before that user's next event goes out, or a restart would try the dead one once more,
@@ -6,8 +6,8 @@ behind it.
 """
 
 import asyncio
-import collections
 import concurrent.futures
+import functools
 import logging
 import os
 import sqlite3
@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from millrace.delivery.barrier import Barrier, Pending, Settled
+from millrace.delivery.barrier import Barrier
 from millrace.delivery.feed import Feed
 from millrace.delivery.ledger import Ledger, Mark, Order, Status, Trying
+from millrace.delivery.pending import Pending, Settled
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Dead, Undelivered
 from millrace.sinks.storage import StorageError
@@ -37,22 +38,34 @@ class State(NamedTuple):
     concurrency: int
 
 
+class Ledgers(NamedTuple):
+    """What a lane writes to.
+
+    Attributes:
+        of_lane: open for writing; for the books' thread only.
+        of_sink: the same file, opened once more.
+        undelivered: the table of what is given up.
+    """
+
+    of_lane: Ledger
+    of_sink: Ledger
+    undelivered: Undelivered
+
+
 class Books:
     """Writes for one lane; its methods are called in the loop.
 
     Args:
         settings: the lane's.
-        feed, ledger, undelivered: used in the books' thread only.
+        feed, ledgers: used in the books' thread only, but for the sink's.
         barrier: the lane's, used in the loop only.
     """
 
-    def __init__(
-        self, settings: LaneSettings, feed: Feed, ledger: Ledger, undelivered: Undelivered, barrier: Barrier
-    ) -> None:
+    def __init__(self, settings: LaneSettings, feed: Feed, ledgers: Ledgers, barrier: Barrier) -> None:
         self._settings = settings
         self._feed = feed
-        self._ledger = ledger
-        self._undelivered = undelivered
+        self._ledger = ledgers.of_lane
+        self._undelivered = ledgers.undelivered
         self._barrier = barrier
         self._settled: list[tuple[list[Pending], Mark]] = []
         self._dead: list[Dead] = []
@@ -165,7 +178,7 @@ class Books:
             result = await self._carry_out(order)
             if result is not None:
                 await self.save()
-                await self._in_thread(lambda order=order, result=result: self._ledger.done(order.id, result))
+                await self._in_thread(functools.partial(self._ledger.done, order.id, result))
                 _LOG.info("%s: %s %s (%s): %s", self._settings.name, order.verb, order.subject, order.told_by, result)
         return bool(orders)
 
@@ -184,7 +197,8 @@ class Books:
         if found:
             self._settled.append((found, mark))
             self._must_save = True
-        return f"{len(found)} {mark.name.lower()}: " + (", ".join(each.message_id for each in found[:20]) or "none failed")
+        names = ", ".join(each.message_id for each in found[:20]) or "none of these has failed"
+        return f"{len(found)} {mark.name.lower()}: {names}"
 
     async def say(self, state: State, name: str = "") -> None:
         """Write the lane's status, once a second."""

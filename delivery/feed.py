@@ -6,8 +6,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from millrace.delivery.barrier import Pending
 from millrace.delivery.ledger import Mark, Trying
+from millrace.delivery.pending import Pending
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Feed(Protocol):
     """Gives events in queue order. Its methods block, and are called by one thread at a time."""
 
     def open(self) -> tuple[list[Pending], list[Pending]]:
-        """Return what an earlier run left unsettled: events that were being retried, and those that had not been tried."""
+        """Return what an earlier run left unsettled: the events that were being retried, and the others."""
 
     def read(self) -> list[Pending]:
         """Return the next events; [] where there are none now. Waits for some milliseconds at most."""

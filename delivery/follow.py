@@ -2,7 +2,8 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection
+from collections.abc import Set as AbstractSet
 from typing import Any
 from urllib.parse import unquote
 
@@ -70,7 +71,7 @@ class Log:
         delta = self._table()
         return None if delta is None else delta.version()
 
-    def since(self, version: int, known: Callable[[], Set[str]]) -> Seen:
+    def since(self, version: int, known: Callable[[], AbstractSet[str]]) -> Seen:
         """Return what was committed after a version.
 
         Args:
@@ -119,8 +120,8 @@ class Log:
                 parts.append(table)
         except FileNotFoundError as error:
             raise StorageError(
-                f"{error.filename or entry.files} is no longer in {self._location.uri}: it was merged and deleted before "
-                f"this sink had read it. Replay the time from {_time(entry.committed_us)} on."
+                f"A file of {_time(entry.committed_us)} is no longer in {self._location.uri}: merged and deleted "
+                f"before this sink had read it. The rows are in the archive still."
             ) from error
         except OSError as error:
             raise explain(self._location, error) from error
@@ -188,7 +189,7 @@ class Log:
             return None
         return self.newest() if checkpoint > version else None
 
-    def _snapshot(self, newest: int, known: Set[str]) -> Seen:
+    def _snapshot(self, newest: int, known: AbstractSet[str]) -> Seen:
         """Make parts of the table's files that the queue does not hold: the log no longer tells when each came."""
         delta = self._table()
         assert delta is not None, "it has a checkpoint"

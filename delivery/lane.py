@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from millrace.delivery.barrier import Barrier, Pending
-from millrace.delivery.books import Books, State
+from millrace.delivery.barrier import Barrier
+from millrace.delivery.books import Books, Ledgers, State
 from millrace.delivery.feed import Feed, Row
-from millrace.delivery.ledger import Ledger
+from millrace.delivery.pending import Pending
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.throttle import Breaker, Concurrency, Rate
-from millrace.delivery.undelivered import Undelivered
 from millrace.sinks.sink import Delivery, Fault, Outcome, Retry, Sink, SinkDownError
 
 _LOG = logging.getLogger(__name__)
@@ -34,32 +33,22 @@ class Lane:
     Args:
         settings: the lane's.
         feed: where the events come from.
-        ledger: open for writing; used by the thread of the feed only.
-        memory: the same ledger, opened once more, for the sink.
         sink: made, not opened.
-        undelivered: the table of what is given up.
+        ledgers: what it writes to.
     """
 
-    def __init__(
-        self,
-        settings: LaneSettings,
-        feed: Feed,
-        ledger: Ledger,
-        memory: Ledger,
-        sink: Sink,
-        undelivered: Undelivered,
-    ) -> None:
+    def __init__(self, settings: LaneSettings, feed: Feed, sink: Sink, ledgers: Ledgers) -> None:
         self._settings = settings
         self._name = settings.name
         self._feed = feed
-        self._memory = memory
+        self._memory = ledgers.of_sink
         self._sink = sink
         self._barrier = Barrier(settings.sink.retry, keeps_order=sink.keeps_order)
-        self._books = Books(settings, feed, ledger, undelivered, self._barrier)
+        self._books = Books(settings, feed, ledgers, self._barrier)
         self._max_events = settings.sink.max_events or sink.max_events
         self._concurrency = Concurrency(settings.sink.max_in_flight or sink.max_in_flight)
         self._breaker = Breaker()
-        self._rates = [None if route.rate is None else Rate(route.rate) for route in settings.routes]
+        self._rates = [None if route.rate is None else Rate(route.rate, _now_us()) for route in settings.routes]
         self._in_flight: set[asyncio.Task[None]] = set()
         self._is_open = False
         self._wake = asyncio.Event()
@@ -129,32 +118,32 @@ class Lane:
         """Start deliveries whenever the sink, the routes' rates and the order of users allow it."""
         while not self._stopping.is_set():
             self._wake.clear()
-            if not self._is_open and self._breaker.allows(_now_us()):
-                await self._open_sink()
-            while self._is_open and self._may_start():
-                await self._books.before_take()
-                events = self._take(_now_us())
-                if not events:
-                    break
-                self._start(events)
+            if self._is_open or await self._open_sink():
+                await self._start_what_may_go()
             await self._until_something_happens()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.sink.deadline_s):
                 while self._in_flight:
                     await asyncio.wait(self._in_flight)
 
-    def _may_start(self) -> bool:
-        return len(self._in_flight) < self._concurrency.limit and self._breaker.allows(_now_us())
+    async def _start_what_may_go(self) -> None:
+        while self._is_open and len(self._in_flight) < self._concurrency.limit and not self._stopping.is_set():
+            await self._books.before_take()
+            now_us = _now_us()
+            if not self._breaker.allows(now_us):
+                return
+            events = self._take(now_us)
+            if not events:
+                self._breaker.cancelled(now_us)
+                return
+            self._start(events, now_us)
 
     def _take(self, now_us: int) -> list[Pending]:
-        rates = self._rates
-
         def room(route: int) -> int:
-            rate = rates[route]
-            return self._max_events if rate is None else rate.available(now_us)
+            rate = self._rates[route]
+            return self._max_events if rate is None else rate.room(now_us)
 
-        most = 1 if self._breaker.is_probing else self._max_events
-        return self._barrier.take(now_us, most, self._sink.max_bytes, lambda route: room(route) > 0, room)
+        return self._barrier.take(now_us, self._max_events, self._sink.max_bytes, lambda route: room(route) > 0, room)
 
     async def _until_something_happens(self) -> None:
         now_us = _now_us()
@@ -164,28 +153,34 @@ class Lane:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), min([1_000_000, *waits_us]) / 1_000_000)
 
-    async def _open_sink(self) -> None:
+    async def _open_sink(self) -> bool:
+        began_us = _now_us()
+        if not self._breaker.allows(began_us):
+            return False
         try:
             async with asyncio.timeout(self._settings.sink.deadline_s):
                 await self._sink.open(self._memory)
-            self._is_open = True
         except SinkDownError as error:
-            self._down(error.detail, error.after_s)
+            self._down(error, began_us)
         except TimeoutError:
-            self._down(f"no connection within {self._settings.sink.deadline_s:g} s", None)
+            self._down(SinkDownError(f"no connection within {self._settings.sink.deadline_s:g} s"), began_us)
+        else:
+            self._is_open = True
+            self._breaker.cancelled(began_us)  # the first delivery will tell
+        return self._is_open
 
-    def _down(self, detail: str, after_s: float | None) -> None:
-        if not self._breaker.is_open:
-            _LOG.warning("%s is down: %s. Its events wait.", self._name, detail)
-        self._breaker.down(_now_us(), detail, after_s)
+    def _down(self, error: SinkDownError, began_us: int) -> None:
+        was_up = self._breaker.since_us is None
+        self._breaker.down(error, began_us, _now_us())
+        if was_up and self._breaker.since_us is not None:
+            _LOG.warning("%s is down: %s. Its events wait.", self._name, error.detail)
         self._is_open = False
 
-    def _start(self, events: list[Pending]) -> None:
+    def _start(self, events: list[Pending], now_us: int) -> None:
         rate = self._rates[events[0].route]
         if rate is not None:
-            rate.spend(len(events), _now_us())
-        self._breaker.started()
-        task = asyncio.create_task(self._deliver(events))
+            rate.spend(len(events))
+        task = asyncio.create_task(self._deliver(events, now_us))
         self._in_flight.add(task)
         task.add_done_callback(self._landed)
 
@@ -193,8 +188,7 @@ class Lane:
         self._in_flight.discard(task)
         self._wake.set()
 
-    async def _deliver(self, events: list[Pending]) -> None:
-        started = time.monotonic()
+    async def _deliver(self, events: list[Pending], began_us: int) -> None:
         outcomes: Sequence[Outcome]
         try:
             async with asyncio.timeout(self._settings.sink.deadline_s):
@@ -202,19 +196,25 @@ class Lane:
             if len(outcomes) != len(events):
                 raise RuntimeError(f"it gave {len(outcomes)} outcomes for {len(events)} events")  # noqa: TRY301
         except SinkDownError as error:
-            self._barrier.put_back(events)
-            self._down(error.detail, error.after_s)
+            self._put_back(events)
+            self._down(error, began_us)
             return
         except asyncio.CancelledError:
-            self._barrier.put_back(events)
+            self._put_back(events)
             raise
         except TimeoutError:
             detail = f"no answer within {self._settings.sink.deadline_s:g} s"
             outcomes = [Retry(Fault.TIMED_OUT, detail)] * len(events)
         except Exception as error:  # noqa: BLE001  whatever a sink's code does, the lane goes on
-            _LOG.warning("%s: the sink's code failed", self._name, exc_info=error)
+            _LOG.exception("%s: the sink's code failed", self._name)
             outcomes = [Retry(Fault.FAILED, f"{type(error).__name__} in the sink's code")] * len(events)
-        self._settle(events, outcomes, time.monotonic() - started)
+        self._settle(events, outcomes, began_us)
+
+    def _put_back(self, events: list[Pending]) -> None:
+        rate = self._rates[events[0].route]
+        if rate is not None:
+            rate.spend(-len(events))
+        self._barrier.put_back(events)
 
     def _delivery(self, events: list[Pending]) -> Delivery:
         rows: list[Row] = [event.payload for event in events]
@@ -230,16 +230,17 @@ class Lane:
             target=route.target,
         )
 
-    def _settle(self, events: list[Pending], outcomes: Sequence[Outcome], took_s: float) -> None:
+    def _settle(self, events: list[Pending], outcomes: Sequence[Outcome], began_us: int) -> None:
         now_us = _now_us()
-        retries = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
-        self._concurrency.landed(
-            took_s, len(self._in_flight), is_congested=any(each.fault in _CONGESTED for each in retries)
-        )
-        if len(retries) == len(outcomes):
-            self._breaker.failed(now_us, retries[0].detail, retries[0].after_s)
+        if any(isinstance(each, Retry) and each.fault in _CONGESTED for each in outcomes):
+            self._concurrency.congested(began_us, now_us)
         else:
-            self._breaker.succeeded(now_us)
+            self._concurrency.answered(began_us, now_us, len(self._in_flight), len(events))
+        was_up = self._breaker.since_us is None
+        self._breaker.settled(outcomes, began_us, now_us, is_new=any(not event.attempts for event in events))
+        if was_up != (self._breaker.since_us is None):
+            text = "fails at everything (%s): its events wait." if was_up else "works again.%s"
+            _LOG.warning("%s " + text, self._name, self._breaker.detail if was_up else "")
         self._books.settled(self._barrier.settle(list(zip(events, outcomes, strict=True)), now_us), now_us)
 
     async def _keep_books(self) -> None:
@@ -252,8 +253,8 @@ class Lane:
 
     def _state(self) -> State:
         return State(
-            detail=self._breaker.detail if self._breaker.is_open else "",
-            down_since_us=self._breaker.since_us if self._breaker.is_open else None,
+            detail="" if self._breaker.since_us is None else self._breaker.detail,
+            down_since_us=self._breaker.since_us,
             in_flight=len(self._in_flight),
             concurrency=self._concurrency.limit,
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from millrace.delivery.archive_feed import ArchiveFeed
+from millrace.delivery.books import Ledgers
 from millrace.delivery.lane import Lane
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.make import make_sink
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 async def _run(job: LaneJob) -> None:
     ledger, memory = Ledger(job.ledger), Ledger(job.ledger)
     feed = ArchiveFeed(locate(job.archive), ledger, job.settings, from_start=job.from_start)
-    lane = Lane(job.settings, feed, ledger, memory, make_sink(job.settings.sink), Undelivered(job.undelivered))
+    lane = Lane(job.settings, feed, make_sink(job.settings.sink), Ledgers(ledger, memory, Undelivered(job.undelivered)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lane.stop, job.drain_s)

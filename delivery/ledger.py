@@ -45,8 +45,10 @@ CREATE TABLE IF NOT EXISTS orders (   -- what an operator told the lane, and wha
     id INTEGER PRIMARY KEY, told_us INTEGER NOT NULL, told_by TEXT NOT NULL, verb TEXT NOT NULL, subject TEXT NOT NULL,
     reason TEXT NOT NULL, done_us INTEGER, result TEXT
 );
-CREATE TABLE IF NOT EXISTS parked (  -- events put aside by an operator; rows: the event as its route sends it, Arrow IPC
-    position INTEGER PRIMARY KEY, user_key TEXT NOT NULL, message_id TEXT NOT NULL, route TEXT NOT NULL, rows BLOB NOT NULL
+-- Events put aside by an operator; rows: the event as its route sends it, an Arrow IPC stream.
+CREATE TABLE IF NOT EXISTS parked (
+    position INTEGER PRIMARY KEY, user_key TEXT NOT NULL, message_id TEXT NOT NULL, route TEXT NOT NULL,
+    rows BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS now (id INTEGER PRIMARY KEY CHECK (id = 1), written_us INTEGER NOT NULL, body TEXT NOT NULL);
@@ -108,7 +110,7 @@ class Parked:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What an operator told the lane: `retry`, `skip` or `park`; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
+    """What an operator told the lane: retry, skip or park; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
 
     id: int
     told_us: int
@@ -189,9 +191,9 @@ class Ledger:
         found: int | None = version
         return found
 
-    def unread(self, limit: int) -> list[Entry]:
-        """Return the next parts that the lane has not read, oldest first."""
-        return self._entries("WHERE outcomes IS NULL AND is_open ORDER BY seq LIMIT ?", limit)
+    def unread(self, after: int, limit: int) -> list[Entry]:
+        """Return the next parts that the lane has not read, oldest first: those behind one that it has in its hands."""
+        return self._entries("WHERE outcomes IS NULL AND is_open AND seq > ? ORDER BY seq LIMIT ?", after, limit)
 
     def unfinished(self) -> list[tuple[Entry, npt.NDArray[np.uint8]]]:
         """Return the parts that were read and hold rows which are not settled, with their marks."""

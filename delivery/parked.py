@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from millrace.delivery.barrier import Pending
 from millrace.delivery.feed import Row
 from millrace.delivery.ledger import Parked
+from millrace.delivery.pending import Pending
 
 
 def write_parked(event: Pending, route: str) -> Parked:

@@ -2,8 +2,8 @@
 
 A lane is a sink with its routes of one kind of order. Each has a ledger in --state, in which its place in the queue and
 what became of every event are kept: end it, kill it, start it again, and it goes on where it was. Ctrl-C or SIGTERM:
-what is under way arrives, then the lanes end. Exit codes: 0 ended as told; 1 a lane failed until the end; 2 it could not
-start, and one line says what to do.
+what is under way arrives, then the lanes end. Exit codes: 0 ended as told; 1 a lane failed until the end; 2 it could
+not start, and one line says what to do.
 """
 
 import argparse

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from millrace.delivery.barrier import Pending
 from millrace.delivery.feed import Row
+from millrace.delivery.pending import Pending
 from millrace.schemas.undelivered import SCHEMA
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.json_rows import json_rows

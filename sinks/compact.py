@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
+from millrace.sinks.bookmarks import held_since_ms
 from millrace.sinks.delta import Table, add_actions, find_table, pause
 from millrace.sinks.parquet import ROW_GROUP_ROWS, DataFile, write_stream
 from millrace.sinks.storage import StorageError, explain
-from millrace.sinks.bookmarks import held_since_ms
 from millrace.sinks.tables import SPECS, UNDELIVERED, TableSpec
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The protocol of a sink: what a destination has to do, and what it may count on.
 
 A destination is one class: a frozen dataclass of its settings (the `with:` of `millrace.yaml`) that can `open`,
-`deliver` and `close`. The lane that feeds it (millrace.delivery) does the rest: the order of each user, retries, the circuit
-breaker, concurrency, what is remembered over a restart. Imports neither Beam nor a client library.
+`deliver` and `close`. The lane that feeds it (millrace.delivery) does the rest: the order of each user, retries, the
+circuit breaker, concurrency, what is remembered over a restart. Imports neither Beam nor a client library.
 """
 
 import abc
@@ -136,8 +136,8 @@ class Memory(Protocol):
 class Sink(abc.ABC):
     """A destination; derive a frozen dataclass of your settings from it, as sinks/console.py does.
 
-    The class is made twice: by `millrace check`, which never opens it, and in its lane's process. A `__post_init__` that
-    raises ValueError, in one sentence, is a mistake in the configuration. Secrets are given by reference
+    The class is made twice: by `millrace check`, which never opens it, and in its lane's process. A `__post_init__`
+    that raises ValueError, in one sentence, is a mistake in the configuration. Secrets are given by reference
     (`env:NAME`, `file:/path`, `gcp-sm:...`: millrace.config.secrets) and resolved in `open`.
     """
 
