@@ -20,6 +20,7 @@ from pathlib import Path
 
 from millrace.config.fanout import FanoutError, load_fanout
 from millrace.delivery.lane_process import BUSY, LaneJob
+from millrace.delivery.metrics import serve
 from millrace.local import children
 from millrace.local.parts import how_it_ended
 from millrace.sinks.storage import StorageError, locate
@@ -98,7 +99,16 @@ def main(arguments: Sequence[str]) -> int:
         LaneJob(lane, archive.uri, undelivered, options.state.absolute(), options.from_start, options.drain_s)
         for lane in lanes
     ]
-    return _run([_Lane(job) for job in jobs], options.drain_s)
+    try:
+        pages = None if options.port is None else serve(options.state, options.port, options.host)
+    except OSError as error:
+        print(f"millrace deliver: --port {options.port} cannot be had: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        return _run([_Lane(job) for job in jobs], options.drain_s)
+    finally:
+        if pages is not None:
+            pages.shutdown()
 
 
 def _run(lanes: list[_Lane], drain_s: float) -> int:
@@ -153,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="when told to end, go on for so long at most until everything is delivered (%(default)g)",
     )
+    add("--port", type=int, metavar="N", help="serve /metrics and /health there (nowhere)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where --port listens (%(default)s)")
     return parser
 
 

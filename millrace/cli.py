@@ -10,6 +10,7 @@ COMMANDS = {
     "collector": ("millrace.collector.run", "events over HTTP into Pub/Sub: the door for SDKs"),
     "events": ("millrace.pipelines.events", "the job itself: Pub/Sub in, per-user order, archive out"),
     "deliver": ("millrace.delivery.run", "events from the archive to the sinks: webhooks, databases, queues"),
+    "sinks": ("millrace.delivery.sinks_command", "how delivery goes, who is blocked; retry, skip or park an event"),
     "broker": ("millrace.broker.server", "the embedded Pub/Sub"),
     "doctor": (
         "millrace.local.doctor",

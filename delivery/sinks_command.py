@@ -1,0 +1,198 @@
+"""`millrace sinks`: how delivery goes, who is blocked, and what to do about it.
+
+    millrace sinks                            every lane: what was delivered, what waits, how far behind it is
+    millrace sinks blocked [SINK]             the users that are blocked: by which event, since when, why
+    millrace sinks retry SINK SUBJECT         try it again now; parked events too
+    millrace sinks skip SINK SUBJECT          go on without it
+    millrace sinks park SINK SUBJECT          put it aside; retry brings it back
+    millrace sinks log [SINK]                 what operators told the lanes, and what came of it
+
+SUBJECT is user:KEY, event:MESSAGE_ID or all: all events that have failed; others are not touched. Exit codes: 0; 1 (of
+the overview) a lane does not deliver; 2 one line says what is wrong.
+"""
+
+import argparse
+import datetime as dt
+import getpass
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from millrace.delivery.ledger import Ledger
+from millrace.delivery.status import LaneView, NoLaneError, ledger_paths, look, now_us
+
+_ORDERS = ("retry", "skip", "park")
+_WAIT_S = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.what in _ORDERS:
+            return _order(options, parser)
+        views = look(options.state, [options.sink] if options.sink else [])
+    except NoLaneError as error:
+        print(f"millrace sinks: {error}", file=sys.stderr)
+        return 2
+    now = now_us()
+    if options.what == "blocked":
+        print(_blocked(views, now))
+    elif options.what == "log":
+        print(_log(views))
+    elif options.json:
+        print(msgspec.json.format(msgspec.json.encode([_as_json(view, now) for view in views])).decode())
+    else:
+        print(_overview(views, now))
+    bad = [view for view in views if view.state(now) not in {"running", "stopped"}]
+    return 1 if bad and options.what is None else 0
+
+
+def _overview(views: Sequence[LaneView], now: int) -> str:
+    rows: list[Sequence[str]] = [
+        ("sink", "state", "delivered", "retrying", "waiting", "dead", "skipped", "parked", "blocked", "lag")
+    ]
+    rows += [
+        (
+            view.name,
+            view.state(now),
+            *(f"{n:,}" for n in (view.total("delivered"), len(view.trying), view.waiting, view.total("dead"))),
+            *(f"{n:,}" for n in (view.total("skipped"), len(view.parked))),
+            f"{0 if view.status is None else view.status.blocked_users:,}",
+            _span(view.lag_s(now)),
+        )
+        for view in views
+    ]
+    lines = [_table(rows)]
+    for view in views:
+        if view.status is not None and view.status.down_since_us is not None:
+            since = _span((now - view.status.down_since_us) / 1_000_000)
+            lines.append(f"{view.name} is down since {since}: {view.status.detail}. Its events wait.")
+        if view.status is not None and view.status.behind:
+            lines.append(f"{view.name} has yet to read {view.status.behind:,} rows of the archive.")
+        if view.state(now) == "silent":
+            lines.append(f"{view.name} has said nothing for {_span((now - view.said_us) / 1_000_000)}: is it running?")
+    return "\n".join(lines)
+
+
+def _blocked(views: Sequence[LaneView], now: int) -> str:
+    rows: list[Sequence[str]] = [("sink", "user", "event", "since", "tries", "next", "waiting", "why")]
+    for view in views:
+        for each in view.trying:
+            next_s = (each.next_us - now) / 1_000_000
+            rows.append(
+                (
+                    view.name,
+                    each.user_key or "(no order)",
+                    each.message_id,
+                    _span((now - each.first_us) / 1_000_000),
+                    str(each.attempts),
+                    f"in {_span(next_s)}" if next_s > 0 else "now",
+                    f"{each.waiting:,}",
+                    f"{each.fault}: {each.detail}",
+                )
+            )
+    return _table(rows) if len(rows) > 1 else "Nobody is blocked."
+
+
+def _log(views: Sequence[LaneView]) -> str:
+    rows: list[Sequence[str]] = [("when", "sink", "who", "what", "of", "why", "came of it")]
+    rows += [
+        (
+            _time(each.told_us),
+            view.name,
+            each.told_by,
+            each.verb,
+            each.subject,
+            each.reason,
+            each.result or "(to be done)",
+        )
+        for view in views
+        for each in view.orders
+    ]
+    return _table(rows) if len(rows) > 1 else "Nothing was ordered."
+
+
+def _order(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if not options.sink or not options.subject:
+        parser.error(f"{options.what}: give the sink, and user:KEY, event:MESSAGE_ID or all")
+    kind, _, value = options.subject.partition(":")
+    if options.subject != "all" and (kind not in {"user", "event"} or not value):
+        parser.error(f"{options.subject!r} is no subject; give user:KEY, event:MESSAGE_ID or all")
+    for path in ledger_paths(options.state, options.sink):
+        ledger = Ledger(path)
+        try:
+            order = ledger.tell(options.what, options.subject, options.by, options.reason)
+            print(f"{path.stem}: {_answer(ledger, order)}")
+        finally:
+            ledger.close()
+    return 0
+
+
+def _answer(ledger: Ledger, order: int) -> str:
+    """Wait a little for what comes of an order."""
+    until_s = time.monotonic() + _WAIT_S
+    while time.monotonic() < until_s:
+        done = next(each for each in ledger.orders() if each.id == order)
+        if done.result is not None:
+            return done.result
+        time.sleep(0.1)
+    return "told; the lane does it as soon as it runs, or its delivery under way has ended: see `millrace sinks log`"
+
+
+def _as_json(view: LaneView, now: int) -> dict[str, object]:
+    return {
+        "name": view.name,
+        "state": view.state(now),
+        "lag_s": round(view.lag_s(now), 3),
+        "status": view.status,
+        "retrying": list(view.trying),
+        "parked": [each.message_id for each in view.parked],
+    }
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _span(seconds: float) -> str:
+    """Return a time span for people.
+
+    >>> _span(0.25), _span(75), _span(7_300), _span(200_000)
+    ('0.2 s', '1 min 15 s', '2 h 1 min', '2 d 7 h')
+    """
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = int(seconds)
+    for unit, size, smaller, small in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {smaller}"
+    return f"{whole} s"
+
+
+def _time(at_us: int) -> str:
+    return dt.datetime.fromtimestamp(at_us / 1_000_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="millrace sinks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("what", nargs="?", choices=("blocked", "log", *_ORDERS), metavar="COMMAND")
+    add("sink", nargs="?", metavar="SINK")
+    add("subject", nargs="?", metavar="SUBJECT")
+    add("--state", type=Path, default=Path("delivery-state"), metavar="DIR", help="the lanes' ledgers (%(default)s/)")
+    add("--json", action="store_true", help="of the overview: everything, for programs")
+    add("--reason", default="", help="why, for the log")
+    add("--by", default=getpass.getuser(), metavar="WHO", help="who says so, for the log (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
