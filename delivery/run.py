@@ -105,17 +105,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"millrace deliver: --port {options.port} cannot be had: {error.strerror}", file=sys.stderr)
         return 2
     try:
-        return _run([_Lane(job) for job in jobs], options.drain_s)
+        return _run([_Lane(job) for job in jobs], options.drain_s, quiet=options.quiet)
     finally:
         if pages is not None:
             pages.shutdown()
 
 
-def _run(lanes: list[_Lane], drain_s: float) -> int:
+def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    _say(f"Delivering: {', '.join(lane.name for lane in lanes)}. Ctrl-C ends it; `millrace sinks` shows how it goes.")
+    if not quiet:
+        names = ", ".join(lane.name for lane in lanes)
+        _say(f"Delivering: {names}. Ctrl-C ends it; `millrace sinks` shows how it goes.")
     while not over.wait(0.1):
         for lane in lanes:
             lane.look()
@@ -163,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="when told to end, go on for so long at most until everything is delivered (%(default)g)",
     )
+    add("--quiet", action="store_true", help="say nothing but what is wrong")
     add("--port", type=int, metavar="N", help="serve /metrics and /health there (nowhere)")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where --port listens (%(default)s)")
     return parser

@@ -18,10 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from millrace.collector.sources import FILE, SourcesError
-from millrace.config.job import ConfigError, load_job
+from millrace.config.job import load_job
+from millrace.config.yaml_page import MistakesError
 from millrace.local import children
 from millrace.local.accounts import accounts, closing
 from millrace.local.collector import Front, collector
+from millrace.local.delivery import delivered, delivery
 from millrace.local.journal import Journal
 from millrace.local.pace import Paced
 from millrace.local.parts import CannotRunError, Part, Parts
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_prism(options.prism_location, _say)  # minutes, the first time: before anything else runs
         with pubsub(options.data, parts, _say), contextlib.ExitStack() as last:
             with contextlib.ExitStack() as starting:
+                last.enter_context(delivery(options.data, parts, _say))  # ended last: it empties the archive
                 front = starting.enter_context(collector(options.data, options.port, parts, _say))
                 job = last.enter_context(_job(options, for_the_job, parts, ending))
                 collecting = starting.pop_all()  # started before the job, which takes longer, and ended before it
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(front.ways_in(keys))
                 with _traffic(options, front, parts) as traffic:
                     _wait(options.for_seconds, parts, ending, traffic)
-    except ConfigError as error:
+    except MistakesError as error:
         print(error, file=sys.stderr)
         return 2
     except (CannotRunError, PrismNotFoundError, SendError, SourcesError, ValueError) as error:
@@ -145,6 +148,8 @@ def _summary(data: Path, parts: Parts) -> int:
         print("\n" + describe(connection))
         found = accounts(connection, journal)
         print("\n" + closing(found))
+    if sinks := delivered(data):
+        print(sinks)
     for fault in parts.faults:
         print(f"  {fault}")
     if not found.closes:
