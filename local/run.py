@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from millrace.collector.sources import FILE, SourcesError
-from millrace.config.job import load_job
-from millrace.config.yaml_page import MistakesError
+from millrace.config.fanout import FanoutError
+from millrace.config.job import ConfigError, load_job
 from millrace.local import children
 from millrace.local.accounts import accounts, closing
 from millrace.local.collector import Front, collector
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(front.ways_in(keys))
                 with _traffic(options, front, parts) as traffic:
                     _wait(options.for_seconds, parts, ending, traffic)
-    except MistakesError as error:
+    except (ConfigError, FanoutError) as error:
         print(error, file=sys.stderr)
         return 2
     except (CannotRunError, PrismNotFoundError, SendError, SourcesError, ValueError) as error:
