@@ -156,7 +156,7 @@ class Barrier:
         """
         settled = Settled([], [], [])
         delivered, count = settled.delivered, len(event_outcomes)
-        last, fresh, careful = self._last, self._fresh, self._careful
+        last, fresh, careful, elsewhere = self._last, self._fresh, self._careful, Place.ELSEWHERE
         index = 0
         while index < count:
             event, outcome = event_outcomes[index]
@@ -167,7 +167,7 @@ class Barrier:
                 while index < count and event_outcomes[index][0] is event_outcomes[index - 1][0].behind:
                     index += 1
                 self._settle_user(event_outcomes[start:index], now_us, settled)
-            elif isinstance(outcome, Delivered) and not event.attempts:  # nearly all: the rest of this is _settle_user
+            elif isinstance(outcome, Delivered) and event.place is elsewhere:  # nearly all: as in _settle_user
                 delivered.append(event)
                 key = event.user_key
                 if careful and key is not None:

@@ -31,6 +31,8 @@ _STEADY_S = 30.0
 _GRACE_S = 45.0
 """For what is under way when a lane is told to end: a little more than a delivery may take."""
 _MISCONFIGURED = 2
+_ENDED_WELL = {0, -signal.SIGTERM}
+"""The second: it was told to end while it started, and had done nothing."""
 
 
 @dataclasses.dataclass
@@ -130,7 +132,7 @@ def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
     for lane in running:
         assert lane.process is not None
         lane.code = children.await_end(lane.process, until_s)
-    return 0 if all(lane.code == 0 for lane in lanes) else 1
+    return 0 if all(lane.code in _ENDED_WELL for lane in lanes) else 1
 
 
 def _say(text: str) -> None:

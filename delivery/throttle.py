@@ -74,10 +74,11 @@ class Concurrency:
         if self._answers < (max(4, self.limit) if self._is_fast else max(32, 2 * self.limit)):
             return
         self._was_good = True
-        events, peak, latency_us = self._events / self._answers, self._peak, self._latency_us / self._answers
+        answers, peak = self._answers, self._peak
+        mean_events, mean_us = self._events / answers, self._latency_us / answers
         self._begin_round()
         if peak >= self.limit:
-            self._learn(peak * events / latency_us, latency_us, now_us)
+            self._learn(peak * mean_events / mean_us, mean_us, now_us)
 
     def _learn(self, rate: float, latency_us: float, now_us: int) -> None:
         if self._tried_from is not None:

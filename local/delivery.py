@@ -31,9 +31,8 @@ def delivery(data: Path, parts: Parts, say: Callable[[str], None]) -> Iterator[N
     arguments += ["--from_start", f"--drain_s={_DRAIN_S:g}", "--quiet"]
     process = children.start("millrace.delivery.run", arguments, os.environ)
     with parts.running(Part("delivery", process), _GRACE_S):
-        say(
-            f"Delivering to {', '.join(lane.name for lane in lanes)}; `millrace sinks --state {data / STATE}` shows how."
-        )
+        names = ", ".join(lane.name for lane in lanes)
+        say(f"Delivering to {names}; `millrace sinks --state {data / STATE}` shows how it goes.")
         yield
 
 

@@ -345,6 +345,14 @@ def test_what_was_being_retried_before_a_restart_blocks_its_user_still():
     assert lane.barrier.next_us() == lane.now + 4 * S
 
 
+def test_what_is_restored_without_a_failure_leaves_nothing_behind():
+    lane = Lane()
+    lane.barrier.restore(lane.event("a1"))
+    assert lane.take() == ["a1"]
+    lane.settle(DELIVERED)
+    assert (len(lane.barrier), lane.barrier.blocked()) == (0, [])
+
+
 def test_what_is_brought_back_later_goes_behind_what_is_there():
     lane = Lane()
     late = lane.event("a1")
