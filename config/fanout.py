@@ -60,9 +60,28 @@ def read_fanout(text: str, path: str, *, only: str | None = None) -> Fanout:
     nodes = _named_sinks(page, sections.get("sinks"))
     sinks = [_sink(page, name, node, is_made=only in (None, name)) for name, node in nodes.items()]
     routes = read_routes(page, sections.get("routes"), list(nodes), own_columns(page, sections.get("transforms")))
+    _consent_is_read(page, sections)
     if page.mistakes:
         raise FanoutError(path, page.mistakes)
     return Fanout(tuple(sink for sink in sinks if sink is not None), routes)
+
+
+def _consent_is_read(page: Page, sections: Mapping[str, yaml.Node]) -> None:
+    """Note routes that need consent where nothing reads it from the events: they would send everything."""
+    if "consent" in _members(sections.get("privacy")):
+        return
+    routes = sections.get("routes")
+    for item in routes.value if isinstance(routes, yaml.SequenceNode) else ():
+        if "consent" in (of := _members(item)):
+            page.wrong(
+                of["consent"],
+                "routes: consent: nothing reads what users have denied, so this would hold back no event; add "
+                "`privacy: {consent: {}}`",
+            )
+
+
+def _members(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
 
 
 def unused(fanout: Fanout) -> Sequence[str]:
