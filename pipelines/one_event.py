@@ -29,7 +29,7 @@ class Seen:
     ordered: pa.RecordBatch
     """As they are archived; fewer, or more, than before where a step leaves events out, or splits them."""
     gone: list[str]
-    """Of each event that does not get so far: what becomes of it."""
+    """Of each event that does not get so far: a sentence on what becomes of it."""
     unknown: dict[str, str]
     """Columns of `ordered` that cannot be told, and why."""
 
@@ -49,15 +49,18 @@ def see(body: bytes, source: str, config: JobConfig, options: EventOptions) -> S
     now_us = time.time_ns() // 1_000
     envelope = Envelope(body, {SOURCE_ID: source} if source else {}, "explained", now_us, now_us)
     batch, letters, _, _ = decode_envelopes([envelope], now_us)
-    gone = [f"dead letter ({each['reason']}): {each['message']}" for each in letters.to_pylist()]
+    gone = [f"An event goes nowhere: dead letter ({each['reason']}): {each['message']}" for each in letters.to_pylist()]
     if config.privacy is not None:
         protected = Protection(config.privacy).protect(batch, now_us)
         batch = protected.batch
-        gone += [f"left out by privacy: {rule}" for part in protected.dropped for rule in part["rule"].to_pylist()]
+        rules = [rule for part in protected.dropped for rule in part["rule"].to_pylist()]
+        gone += [f"An event goes nowhere: left out by privacy: {rule}" for rule in rules]
     if config.contracts is not None:
         validated = validate(batch, config.contracts)
         batch = validated.batch
-        gone += [f"dead letter ({each.reason.value}): {each.message}" for each in validated.refused]
+        gone += [
+            f"An event goes nowhere: dead letter ({each.reason.value}): {each.message}" for each in validated.refused
+        ]
     if not batch.num_rows:
         return Seen(batch, batch, gone, {})
     first = with_columns(batch, copies.ADDS, [fingerprints(batch).view("int64"), pa.nulls(batch.num_rows, pa.string())])
@@ -85,8 +88,10 @@ def _do(step: Step, seen: Seen) -> None:
         return
     applied = run_step(step, seen.ordered, Users(), "explain")
     seen.ordered = applied.batch
-    seen.gone += [f"dead letter behind the order ({each.reason.value}): {each.message}" for each in applied.refused]
-    seen.gone += [f"left out behind the order by {step.name}"] * len(applied.dropped)
+    seen.gone += [
+        f"An event goes nowhere in order: dead letter ({each.reason.value}): {each.message}" for each in applied.refused
+    ]
+    seen.gone += [f"An event goes nowhere in order: left out by {step.name}"] * len(applied.dropped)
 
 
 def _cannot_tell(step: Step, unknown: Sequence[str] | dict[str, str]) -> str | None:

@@ -17,7 +17,7 @@ from millrace.delivery.settings import Fanout
 from millrace.pipelines.one_event import Seen, see
 from millrace.pipelines.options import EventOptions
 from millrace.sinks.json_rows import json_rows
-from millrace.transforms.route import Route, rows_for
+from millrace.transforms.route import Route, columns_for, rows_for
 from millrace.transforms.route_explain import Verdict, explain
 from millrace.transforms.suppression import SuppressionError
 
@@ -93,7 +93,7 @@ def _limits(route: Route) -> list[str]:
 
 def explanation(fanout: Fanout, seen: Seen) -> list[str]:
     """Return the lines that say what becomes of some events."""
-    lines = [f"An event goes nowhere: {each}" for each in seen.gone]
+    lines = list(seen.gone)
     raw = {row: seen.raw.slice(row, 1) for row in range(seen.raw.num_rows)}
     ordered = [seen.ordered.slice(row, 1) for row in range(seen.ordered.num_rows)]
     by_place = {(_word(event, "envelope_index"), _word(event, "message_id")): event for event in raw.values()}
@@ -121,9 +121,11 @@ def _of_event(
     name = _word(event, "event")
     what = f"{_word(event, 'type')} {name!r}" if name else _word(event, "type")
     lines = [f"{what} of {_word(event, 'user_key')} ({_word(event, 'message_id')}), as if it came in now, in time"]
+    looked_at = set(columns_for([route for route in fanout.routes if route.is_ordered], list(unknown)))
     for why in dict.fromkeys(unknown.values()):
-        columns = ", ".join(column for column in unknown if unknown[column] == why)
-        lines.append(f"  cannot be told: {columns} ({why})")
+        columns = [column for column in unknown if unknown[column] == why and column in looked_at]
+        if columns:
+            lines.append(f"  cannot be told: {', '.join(columns)} ({why})")
     verdicts: dict[str, list[str]] = {}
     for is_ordered, given in ((True, ordered), (False, raw)):
         routes = [route for route in fanout.routes if route.is_ordered == is_ordered]

@@ -1,0 +1,243 @@
+"""The sections `sinks:` and `routes:`: what they make, and for every mistake the line and what to do."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from millrace.collector import check
+from millrace.config.fanout import FanoutError, load_fanout, read_fanout, unused
+from millrace.config.job import read_job
+from millrace.delivery.retry import RetryPolicy
+from millrace.delivery.settings import Fanout, SinkSettings
+from millrace.transforms.route import Route
+
+SINKS = "tests.support.sinks"
+TRANSFORMS = "tests.support.transforms"
+
+WHOLE = f"""
+privacy: {{consent: {{}}}}
+transforms:
+  - {{use: "{TRANSFORMS}:euros", with: {{rate: 3}}}}
+sinks:
+  crm:
+    use: {SINKS}:Kept
+    with: {{url: https://crm.example, topics: [a]}}
+    retry: {{first: 500ms, longest: 5m, tries: 4, for: 2h}}
+    max_events: 100
+    max_in_flight: 4
+    deadline: 10s
+    hot_user_events: 2_000
+    max_waiting: 10_000
+  profile: {{use: console}}
+routes:
+  - to: crm
+    name: orders
+    when: event == "Order Completed" and total_eur > 10 and session_index > 1
+    columns: [message_id, {{properties: payload, total_eur: total}}]
+    sample: 0.1
+    sample_by: event
+    rate: 100
+    consent: {{required: [marketing, ads], strategy: or}}
+    target: orders
+  - {{to: crm, order: none, when: "violations is not null", consent: [ads]}}
+  - {{to: profile}}
+"""
+
+
+def test_the_sections_become_sinks_routes_and_lanes():
+    fanout = read_fanout(WHOLE, "millrace.yaml")
+    crm, profile = fanout.sinks
+    assert crm == SinkSettings(
+        name="crm",
+        use=f"{SINKS}:Kept",
+        given={"url": "https://crm.example", "topics": ["a"]},
+        retry=RetryPolicy(0.5, 300.0, 4, 7_200.0),
+        max_events=100,
+        max_in_flight=4,
+        deadline_s=10.0,
+        hot_user_events=2_000,
+        max_waiting=10_000,
+    )
+    assert profile == SinkSettings("profile", "console")
+    orders, plain, all_ = fanout.routes
+    assert orders == Route(
+        name="orders",
+        to="crm",
+        when=orders.when,
+        columns=(("message_id", "message_id"), ("properties", "payload"), ("total_eur", "total")),
+        sample=0.1,
+        sample_by="event",
+        rate=100.0,
+        is_ordered=True,
+        target="orders",
+        consent=("marketing", "ads"),
+        strategy="or",
+    )
+    assert str(orders.when) == 'event == "Order Completed" and total_eur > 10 and session_index > 1'
+    assert plain == Route("crm", "crm", when=plain.when, is_ordered=False, consent=("ads",))
+    assert all_ == Route("profile", "profile")
+    assert [(lane.name, [route.name for route in lane.routes]) for lane in fanout.lanes] == [
+        ("crm", ["orders"]),
+        ("crm.unordered", ["crm"]),
+        ("profile", ["profile"]),
+    ]
+    assert pickle.loads(pickle.dumps(fanout)) == fanout  # noqa: S301  our own
+
+
+def test_a_file_without_the_sections_has_no_sinks(tmp_path: Path):
+    assert read_fanout("sessions: {}", "m.yaml") == read_fanout("", "m.yaml") == load_fanout("") == Fanout()
+    with pytest.raises(FanoutError, match=r"nix\.yaml: cannot be read: "):
+        load_fanout(str(tmp_path / "nix.yaml"))
+
+
+def test_a_lane_asks_only_its_own_sink():
+    text = "sinks:\n  a: {use: console}\n  b: {use: nowhere:Sink, with: {x: 1}}\nroutes: [{to: a}, {to: b}]"
+    assert read_fanout(text, "m.yaml", only="a").sinks[1] == SinkSettings("b", "nowhere:Sink", {"x": 1})
+    with pytest.raises(FanoutError):
+        read_fanout(text, "m.yaml", only="b")
+
+
+def test_sinks_to_which_no_route_leads_are_told():
+    assert unused(read_fanout("sinks: {a: {use: console}, b: {use: console}}\nroutes: [{to: b}]", "m.yaml")) == ["a"]
+
+
+SINK_MISTAKES = {
+    "Crm: {use: console}": "sinks: 'Crm' is no name; take a-z, 0-9, _ and -, and a letter first",
+    "all: {use: console}": "sinks: all means every sink; take another name",
+    "a: console": "a: has to be `name: value` lines, not 'console'",
+    "a: {}": "a: use is missing; write a built-in sink's name, or module:Name of your own",
+    "a: {use: consol}": "a: use: there is no sink 'consol'; there are: console, files, ",
+    "a: {use: console, usee: 1}": "a: 'usee' is not known here; did you mean use?",
+    "a: {use: console, with: {x: 1}}": "a: with: x is not a setting of Console; there are: none",
+    f"a: {{use: '{SINKS}:Kept'}}": "a: with: url is missing, which Kept needs; add it",
+    f"a: {{use: '{SINKS}:Kept', with: {{url: 3}}}}": "a: with: url: Expected `str`, got `int`; Kept takes url: str",
+    f"a: {{use: '{SINKS}:Kept', with: {{url: http://a}}}}": "a: with: Kept refuses its settings: url has to begin with "
+    "https://, not 'http://a'",
+    "a: {use: console, retry: {first: 5}}": "a: retry: first: has to be a duration such as 500ms, 1s, 5m or 1h, up to "
+    "2,592,000 s, not '5'",
+    "a: {use: console, retry: {first: 5m, longest: 1m}}": "a: retry: longest is shorter than first, 300 s; make it at "
+    "least that",
+    "a: {use: console, deadline: 2h}": "a: deadline: has to be a duration such as 500ms, 1s, 5m or 1h, up to 3,600 s, "
+    "not '2h'",
+    "a: {use: console, max_events: 0}": "a: max_events: has to be a whole number from 1 to 100,000, not '0'",
+}
+
+
+@pytest.mark.parametrize("sink", SINK_MISTAKES)
+def test_a_mistake_in_a_sink_says_its_line_and_what_to_do(sink: str):
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(f"sinks:\n  {sink}", "m.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"m.yaml:2: {SINK_MISTAKES[sink]}")
+
+
+def test_a_refusal_points_at_the_argument_that_it_names():
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(
+            f"sinks:\n  a:\n    use: {SINKS}:Kept\n    with:\n      timeout_s: 3\n      url: http://a", "m.yaml"
+        )
+    assert str(caught.value).startswith("m.yaml:6: a: with: Kept refuses its settings: url has to begin with")
+
+
+ROUTE_MISTAKES = {
+    "{name: x}": "routes: to is missing; write the name of one of the sinks",
+    "{to: nix}": "routes: there is no sink 'nix'; there are: a, b",
+    "{to: aa}": "routes: there is no sink 'aa'; did you mean a?",
+    "{to: a, name: A b}": "routes: 'A b' is no name; take a-z, 0-9, _ and -, and a letter first",
+    "{to: a, whn: x}": "routes: 'whn' is not known here; did you mean when?",
+    "{to: a, when: evnt == 'x'}": "a: when: \"evnt == 'x'\", column 1: evnt is not a column; did you mean event?",
+    "{to: a, when: session_index > 1, order: none}": "a: when: session_index is known only once events are in order, "
+    "and this route has `order: none`; remove it, or write `order: user`",
+    "{to: a, columns: [order_index], order: none}": "a: columns: order_index is known only once events are in order, "
+    "and this route has `order: none`; remove it, or write `order: user`",
+    "{to: a, columns: [total_eur], order: none}": "a: columns: total_eur is known only once events are in order, ",
+    "{to: a, columns: [evnt]}": "a: columns: 'evnt' is not a column; did you mean event?",
+    "{to: a, columns: [qqq]}": "a: columns: 'qqq' is not a column; docs/event_model.md lists them",
+    "{to: a, columns: [receipt]}": "a: columns: 'receipt' is not a column; ",
+    "{to: a, columns: []}": "a: columns is empty; write what the sink shall get, or remove it for every column",
+    "{to: a, columns: [event, {type: event}]}": "a: columns: event is there already, of event at line 5; give one "
+    "another name",
+    "{to: a, columns: [event, event]}": "a: columns: event is there already, of event at line 5; give one another name",
+    '{to: a, columns: [{event: "a\\nb"}]}': "a: columns: 'a\\nb' is no name for a column at a sink; take 1 to 200 ",
+    "{to: a, columns: event}": "a: columns: has to be a list, such as [one, two], not 'event'",
+    "{to: a, sample: 0}": "a: sample: has to be a number above 0, up to 1, not '0'",
+    "{to: a, sample: 1.5}": "a: sample: has to be a number above 0, up to 1, not '1.5'",
+    "{to: a, sample_by: event}": "a: sample_by means nothing without sample; add it",
+    "{to: a, sample: 0.5, sample_by: users}": "a: sample_by: 'users' is not one of its values; did you mean user?",
+    "{to: a, rate: 0}": "a: rate: has to be a number above 0, up to 1,000,000, not '0'",
+    "{to: a, order: event}": "a: order: 'event' is not one of its values; there are: user, none",
+    "{to: a, consent: []}": "a: consent is empty; write the categories that are needed, or remove it",
+    "{to: a, consent: {strategy: or}}": "a: consent: required is missing; write {required: [marketing], strategy: or}",
+    "{to: a, consent: {required: [x], strategy: xor}}": "a: consent: strategy: 'xor' is not one of its values; did you "
+    "mean or?",
+    "{to: a, target: [x]}": "a: target: has to be a text; put a list in quotes if it is meant so",
+}
+
+
+@pytest.mark.parametrize("route", ROUTE_MISTAKES)
+def test_a_mistake_in_a_route_says_its_line_and_what_to_do(route: str):
+    head = f"transforms: [{{use: '{TRANSFORMS}:euros'}}]\nprivacy: {{consent: {{}}}}\n"
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(f"{head}sinks: {{a: {{use: console}}, b: {{use: console}}}}\nroutes:\n  - {route}", "m.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"m.yaml:5: {ROUTE_MISTAKES[route]}")
+
+
+def test_routes_that_can_get_no_event_or_have_the_name_of_another_are_told():
+    head = "sinks: {a: {use: console}}\nroutes:\n"
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(f"{head}  - {{to: a}}\n  - {{to: a, name: b, when: is_late}}\n", "m.yaml")
+    assert str(caught.value) == (
+        "m.yaml:4: routes: b never gets an event: a, at line 3, takes all that may go to a; put this one before it"
+    )
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(f"{head}  - {{to: a, when: is_late}}\n  - {{to: a}}\n", "m.yaml")
+    assert str(caught.value) == ("m.yaml:4: routes: a is there already, at line 3; give this one a `name` of its own")
+    assert read_fanout(f"{head}  - {{to: a}}\n  - {{to: a, name: b, order: none}}\n", "m.yaml").routes
+
+
+def test_consent_that_nothing_reads_is_a_mistake():
+    text = "sinks: {a: {use: console}}\nroutes:\n  - {to: a, consent: [ads]}\n"
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(text, "m.yaml")
+    assert str(caught.value) == (
+        "m.yaml:3: routes: consent: nothing reads what users have denied, so this would hold back no event; add "
+        "`privacy: {consent: {}}`"
+    )
+    assert read_fanout(f"privacy: {{consent: {{}}}}\n{text}", "m.yaml").routes[0].consent == ("ads",)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(FanoutError) as caught:
+        read_fanout("sinks:\n  a: {use: x}\n  b: {}\nroutes:\n  - {to: c}\n  - {to: a, rate: x, sample: 7}", "m.yaml")
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["2", "3", "5", "6", "6"]
+
+
+def test_the_hash_of_the_job_hangs_on_nothing_of_delivery():
+    job = "sessions: {gap_min: 5}\n"
+    plain, routed = (
+        read_job(job + more, "m.yaml") for more in ("", "sinks: {a: {use: console}}\nroutes: [{to: a, rate: 3}]\n")
+    )
+    assert plain.lineage is not None
+    assert plain.lineage == routed.lineage
+    assert read_job("sinks: {}\nroutes: []", "m.yaml").lineage is None
+
+
+def test_check_reads_sinks_and_routes_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "millrace.yaml"
+    file.write_text(
+        "sessions: {}\nsinks: {a: {use: console}, b: {use: console}}\n"
+        "routes:\n  - {to: a, columns: [session_id, page_host, fingerprint], when: geo_country == 'DE'}\n"
+    )
+    assert check.main([str(file)]) == 0
+    assert capsys.readouterr().out == (
+        f"{file}: the job's sections: sessions; 2 sinks (a, b); 1 route; no route leads to b; a names what is null in "
+        "every event, since its stage is off: page_host, geo_country\n"
+    )
+    file.write_text("sinks: {a: {use: console}}\nroutes: [{to: b}]\ntransforms:\n  - use: nowhere:x\n")
+    assert check.main([str(file)]) == 2
+    assert capsys.readouterr().out == (
+        f"{file}:4: transforms: use: there is no module 'nowhere'; install its package, or start where the file is\n"
+        f"{file}:2: routes: there is no sink 'b'; there are: a\n"
+    )
