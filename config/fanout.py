@@ -28,12 +28,8 @@ class FanoutError(MistakesError):
     """The sections have mistakes."""
 
 
-def load_fanout(path: str, *, only: str | None = None) -> Fanout:
-    """Read a file; the empty path means no file: no sink.
-
-    Args:
-        path: of the file.
-        only: the one sink whose class is imported and asked whether it takes its settings; None: all are.
+def load_fanout(path: str) -> Fanout:
+    """Read a file; the empty path means no file: no sink. Imports the sinks' classes, and makes each once.
 
     Raises:
         FanoutError: the file cannot be read or has mistakes: all of them, each with its line.
@@ -44,10 +40,10 @@ def load_fanout(path: str, *, only: str | None = None) -> Fanout:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise FanoutError(path, [Mistake(None, f"cannot be read: {error}")]) from error
-    return read_fanout(text, path, only=only)
+    return read_fanout(text, path)
 
 
-def read_fanout(text: str, path: str, *, only: str | None = None) -> Fanout:
+def read_fanout(text: str, path: str) -> Fanout:
     """Read the two sections of a file's text, and of `transforms:` which columns they add; see load_fanout.
 
     Raises:
@@ -58,7 +54,7 @@ def read_fanout(text: str, path: str, *, only: str | None = None) -> Fanout:
     if page.root is not None:
         sections = {name.value: value for name, value in page.pairs(page.root, "the file")}
     nodes = _named_sinks(page, sections.get("sinks"))
-    sinks = [_sink(page, name, node, is_made=only in (None, name)) for name, node in nodes.items()]
+    sinks = [_sink(page, name, node) for name, node in nodes.items()]
     routes = read_routes(page, sections.get("routes"), list(nodes), own_columns(page, sections.get("transforms")))
     _consent_is_read(page, sections)
     if page.mistakes:
@@ -101,7 +97,7 @@ def _named_sinks(page: Page, node: yaml.Node | None) -> dict[str, yaml.Node]:
     return found
 
 
-def _sink(page: Page, name: str, node: yaml.Node, *, is_made: bool) -> SinkSettings | None:
+def _sink(page: Page, name: str, node: yaml.Node) -> SinkSettings | None:
     of = page.members(node, name, SINK)
     use = page.text(of.get("use"), f"{name}: use")
     if "use" not in of and isinstance(node, yaml.MappingNode):
@@ -117,17 +113,12 @@ def _sink(page: Page, name: str, node: yaml.Node, *, is_made: bool) -> SinkSetti
         or SinkSettings.hot_user_events,
         max_waiting=page.whole(of.get("max_waiting"), f"{name}: max_waiting", 10_000_000) or SinkSettings.max_waiting,
     )
-    return None if use is None else _with(page, settings, of, node, is_made=is_made)
+    return None if use is None else _with(page, settings, of, node)
 
 
-def _with(
-    page: Page, settings: SinkSettings, of: Mapping[str, yaml.Node], entry: yaml.Node, *, is_made: bool
-) -> SinkSettings:
+def _with(page: Page, settings: SinkSettings, of: Mapping[str, yaml.Node], entry: yaml.Node) -> SinkSettings:
     """Add what `with` gives, and make the sink once to see that it takes it."""
     given = of.get("with")
-    if not is_made:
-        values = {} if given is None else yaml.SafeLoader("").construct_document(given)
-        return dataclasses.replace(settings, given=values if isinstance(values, dict) else {})
     try:
         target = sink_class(settings.use)
     except NoSinkError as error:
@@ -159,14 +150,13 @@ def _retry(page: Page, node: yaml.Node | None, where: str) -> RetryPolicy:
     of = page.members(node, where, RETRY)
     first = page.duration(of.get("first"), f"{where}: first", _MOST_S)
     longest = page.duration(of.get("longest"), f"{where}: longest", _MOST_S)
-    policy = RetryPolicy(
+    if longest is not None and longest < (first or policy.first_s):
+        at_least = f"first, {first or policy.first_s:g} s"
+        page.wrong(of["longest"], f"{where}: longest is shorter than {at_least}; make it at least that")
+        longest = None
+    return RetryPolicy(
         first_s=first or policy.first_s,
         longest_s=longest or max(policy.longest_s, first or 0.0),
         min_tries=page.whole(of.get("tries"), f"{where}: tries", 1_000_000) or policy.min_tries,
         min_s=page.duration(of.get("for"), f"{where}: for", _MOST_S) or policy.min_s,
     )
-    if longest is not None and longest < policy.first_s:
-        page.wrong(
-            of["longest"], f"{where}: longest is shorter than first, {policy.first_s:g} s; make it at least that"
-        )
-    return policy
