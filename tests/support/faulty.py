@@ -30,10 +30,11 @@ class Faulty(Sink):
     chance: float = 0.5
     seed: int = 0
     max_events: int = 20
+    _random: random.Random = dataclasses.field(default_factory=random.Random, init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Seed the chance, differently in each process."""
-        object.__setattr__(self, "_random", random.Random(f"{self.seed} {os.getpid()}"))  # noqa: S311
+        self._random.seed(f"{self.seed} {os.getpid()}")
 
     async def open(self, memory: Memory) -> None:  # noqa: ARG002  it needs none
         """Be down by chance."""
