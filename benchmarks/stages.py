@@ -27,20 +27,21 @@ from millrace.schemas.envelope import Envelope
 from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
 from millrace.sinks.tables import ARCHIVE, with_columns
-from millrace.transforms.batches import RecordBatchCoder, concat
+from millrace.transforms.batches import concat
 from millrace.transforms.contexts import Contexts
 from millrace.transforms.copies import added, deduplicate
 from millrace.transforms.enrich.distinct import distinct
 from millrace.transforms.enrich.enrichment import Enrichment
+from millrace.transforms.in_beam import RecordBatchCoder
 from millrace.transforms.link import LinkRule
 from millrace.transforms.link_store import LinkStore
 from millrace.transforms.order import order, release
 from millrace.transforms.pending import Limits, Pending
-from millrace.transforms.protect import Protection
+from millrace.transforms.protection import Protection
 from millrace.transforms.remembered import Remembered
 from millrace.transforms.resolve import resolve
 from millrace.transforms.steps import CannotOpenError, Step, Users
-from millrace.transforms.validate import validate
+from millrace.transforms.validation import validate
 
 Batches = Sequence[pa.RecordBatch]
 _Result = TypeVar("_Result")

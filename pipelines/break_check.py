@@ -11,7 +11,7 @@ from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibi
 
 from millrace.schemas.contracts import Contract, Contracts, Policy, version_key
 from millrace.schemas.violations import Kind
-from millrace.transforms.validate import validate
+from millrace.transforms.validation import validate
 
 COLUMNS = ("message_id", "type", "event", "source_id", "properties", "traits", "context_rest")
 """What is read of the archive."""

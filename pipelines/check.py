@@ -18,7 +18,7 @@ from millrace.sinks.archive import Tables, committer, open_tables, recall
 from millrace.sinks.identities import recall_links
 from millrace.sinks.recall import recall_events
 from millrace.transforms.deduplicate import remembered_here
-from millrace.transforms.protect import Protection
+from millrace.transforms.protection import Protection
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
 from millrace.transforms.steps import CannotOpenError
 from millrace.transforms.suppression import SuppressionError

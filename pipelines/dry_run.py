@@ -27,8 +27,7 @@ from millrace.sinks.tables import ARCHIVE
 from millrace.transforms.batches import one_batch
 from millrace.transforms.custom.step import CustomStep
 from millrace.transforms.custom.timings import summary
-from millrace.transforms.run_steps import run_step
-from millrace.transforms.steps import CannotOpenError, Step, Users, with_columns
+from millrace.transforms.steps import CannotOpenError, Step, Users, run_step, with_columns
 
 PART_ROWS = 500_000
 """So many rows, about, are in memory at once; 1 to 2 KB each."""

@@ -24,6 +24,7 @@ from millrace.sinks.committed_ids import CommittedIds, event_keys, identity_keys
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, DROPPED, DUPLICATES, IDENTITIES, SPECS, TableSpec, with_columns
+from millrace.transforms import in_beam as _in_beam  # noqa: F401  registers how batches travel
 from millrace.transforms.batches import one_batch, shard_of
 from millrace.transforms.counts import count
 from millrace.transforms.steps import Step, users_here

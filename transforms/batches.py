@@ -1,56 +1,12 @@
-"""How batches of columns travel: a coder for `pyarrow.RecordBatch`, and the few moves that several stages share."""
+"""Batches of columns: the few moves that several stages share."""
 
 import zlib
 from collections.abc import Sequence
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from millrace.transforms.shelf import SHELF, is_ticket
-
-_WRITE = pa.ipc.IpcWriteOptions(compression="lz4")
-"""Batches wait in the runner's memory for the order wait; lz4 makes that a quarter for little time."""
-
-
-class RecordBatchCoder(beam.coders.Coder):
-    """Arrow's stream format with its schema, so that a stage may add columns of its own; a ticket on one node."""
-
-    def encode(self, value: pa.RecordBatch) -> bytes:
-        """Return the batch as one Arrow IPC stream, or put it on the shelf and return its ticket."""
-        if SHELF.is_open:
-            return SHELF.put(value)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=_WRITE) as writer:
-            writer.write_batch(value)
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
-
-    def decode(self, encoded: bytes) -> pa.RecordBatch:
-        """Return the one batch of the stream, or the ticket's."""
-        if is_ticket(encoded):
-            return SHELF.take(encoded)
-        with pa.ipc.open_stream(encoded) as reader:
-            return reader.read_next_batch()
-
-    def estimate_size(self, value: pa.RecordBatch) -> int:
-        """Return the batch's size in memory, bytes; Beam would encode it to measure it."""
-        size: int = value.nbytes
-        return size
-
-    def is_deterministic(self) -> bool:
-        """Never a key."""
-        return False
-
-    def to_type_hint(self) -> type:
-        """Return the type that this coder is registered for."""
-        hint: type = pa.RecordBatch
-        return hint
-
-
-beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

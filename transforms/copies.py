@@ -1,11 +1,8 @@
 """Copies: which events of a batch go on, under which id, and what record the others leave."""
 
-import functools
-import logging
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,15 +10,11 @@ import pyarrow.compute as pc
 
 from millrace.schemas import avro, duplicate
 from millrace.transforms.batches import int64s
-from millrace.transforms.counts import count
 from millrace.transforms.fingerprint import fingerprints
 from millrace.transforms.recent_ids import Hashes
 from millrace.transforms.remembered import COPY, OTHER, REPEAT, Facts, Judged, Remembered
 from millrace.transforms.steps import with_columns
 
-STAGE = "deduplicate"
-
-_LOG = logging.getLogger(__name__)
 _DAY_US = 86_400_000_000
 
 ADDS: tuple[pa.Field, ...] = tuple(avro.arrow_schema(avro.load("added/deduplicate")))
@@ -70,31 +63,6 @@ def deduplicate(batch: pa.RecordBatch, remembered: Remembered, *, repeats_pass: 
             judged = remembered.judge(part, facts, at_us, repeats_pass=repeats_pass)
             forgotten = remembered.add(judged.ids, judged.others, at_us)
         yield Remembering(split(part, prints, judged, repeats_pass=repeats_pass), judged, at_us, forgotten)
-
-
-def doors(done: Remembering, max_ids: int) -> Iterator[Any]:
-    """Yield what leaves, by its door; count it, and what was forgotten early."""
-    unique = done.unique
-    if done.forgotten:
-        _say_that_the_horizon_is_shorter(max_ids)
-        count(STAGE, "forgotten_early", done.forgotten)
-    count(STAGE, "events_out", unique.batch.num_rows)
-    count(STAGE, "duplicates", unique.duplicates.num_rows)
-    count(STAGE, "synthetic", unique.synthetic)
-    count(STAGE, "repeats", unique.repeats)
-    if unique.batch.num_rows:
-        yield unique.batch
-    if unique.duplicates.num_rows:
-        yield beam.pvalue.TaggedOutput("duplicates", unique.duplicates)
-
-
-@functools.cache  # once
-def _say_that_the_horizon_is_shorter(max_ids: int) -> None:
-    _LOG.warning(
-        "more than %d events in --dedup_horizon_s: the oldest are forgotten early, and their copies are kept; "
-        "raise --dedup_max_ids (16 bytes each) or lower the horizon",
-        max_ids,
-    )
 
 
 def split(batch: pa.RecordBatch, prints: Hashes, judged: Judged, *, repeats_pass: bool) -> Unique:

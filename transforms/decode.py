@@ -16,7 +16,7 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from millrace.schemas.envelope import Envelope
-from millrace.transforms import batches as _coder  # noqa: F401  registers how batches travel
+from millrace.transforms import in_beam as _in_beam  # noqa: F401  registers how batches travel
 from millrace.transforms.contexts import Contexts
 from millrace.transforms.counts import count
 from millrace.transforms.decode_process import decode_pool

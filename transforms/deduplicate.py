@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
-from millrace.transforms.copies import deduplicate, doors
+from millrace.transforms.copies import deduplicate
+from millrace.transforms.deduplicate_doors import doors
 from millrace.transforms.deduplicate_state import ByShardFn, StateFn
 from millrace.transforms.remembered import Remembered
 

@@ -22,8 +22,9 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
-from millrace.transforms import batches as _coder  # noqa: F401  registers how batches travel
-from millrace.transforms.copies import deduplicate, doors
+from millrace.transforms import in_beam as _in_beam  # noqa: F401  registers how batches travel
+from millrace.transforms.copies import deduplicate
+from millrace.transforms.deduplicate_doors import doors
 from millrace.transforms.recent_ids import Keys, id_hashes
 from millrace.transforms.remembered import Remembered
 

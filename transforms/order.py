@@ -18,18 +18,18 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas.event import RECEIPT
+from millrace.transforms import in_beam as _in_beam  # noqa: F401  registers how batches travel
 from millrace.transforms.batches import codes, concat, int64s, shard_of
 from millrace.transforms.counts import count
 from millrace.transforms.link import LinkRule
 from millrace.transforms.link_store import links_here
+from millrace.transforms.order_index import PLACE_BITS
 from millrace.transforms.resolve import ResolveUsers, known_keys
 
 STAGE = "order"
 
 _TIME = pa.timestamp("us", tz="UTC")
 _DAY_US = 86_400_000_000
-_PLACE_BITS = 11
-"""order_index is released_at in µs, then the place among a user's events of that µs; 63 bits last until 2112."""
 
 
 class Piece(NamedTuple):
@@ -94,7 +94,7 @@ def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBa
     repeats = batch.select([RECEIPT.name]).filter(pa.array(is_repeat))
     if is_repeat.any():
         batch = batch.filter(pa.array(~is_repeat))
-    index = (int64s(batch.column("released_at")) << _PLACE_BITS) + _places(batch)
+    index = (int64s(batch.column("released_at")) << PLACE_BITS) + _places(batch)
     batch = batch.append_column("order_index", pa.array(index))
     return batch.append_column("date", _days(batch)), repeats
 
@@ -187,16 +187,6 @@ class _OrderFn(beam.DoFn):
         yield shard, batch
         if repeats.num_rows:
             yield beam.pvalue.TaggedOutput("repeats", repeats)
-
-
-def released_us(order_index: int) -> int:
-    """Return the release time that an order_index tells, µs."""
-    return order_index >> _PLACE_BITS
-
-
-def first_index(released_us: int) -> int:
-    """Return the lowest order_index of a release time, µs."""
-    return released_us << _PLACE_BITS
 
 
 def _sorted(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -16,8 +16,9 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas import identity
-from millrace.transforms.batches import RecordBatchCoder, codes, concat, int64s, shard_of
+from millrace.transforms.batches import codes, concat, int64s, shard_of
 from millrace.transforms.counts import count
+from millrace.transforms.in_beam import RecordBatchCoder
 from millrace.transforms.link import Change, Link, LinkRule, Links, links_of
 from millrace.transforms.link_store import ENTRIES, LinkStore, entries_of, links_here, put_entries, records_of
 

@@ -1,7 +1,6 @@
 """Run steps: the steps of a job, done to each ordered batch, one after the other, with what they remember of users."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,13 +16,12 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.schemas import dropped
-from millrace.transforms.batches import RecordBatchCoder, concat, count_by_receipt
+from millrace.transforms.batches import count_by_receipt
 from millrace.transforms.counts import count
+from millrace.transforms.in_beam import RecordBatchCoder
 from millrace.transforms.letters import letters_of
 from millrace.transforms.receipts import LEDGER
-from millrace.transforms.steps import Applied, Step, Users, users_here
-
-_LOG = logging.getLogger(__name__)
+from millrace.transforms.steps import Applied, Step, Users, run_step, users_here, with_nulls
 
 
 class Stepped(NamedTuple):
@@ -127,7 +125,7 @@ class _RunFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput("dropped", records)
             batch = applied.batch
         for step in self._steps if again.num_rows else ():
-            again = _with_nulls(again, step.adds)
+            again = with_nulls(again, step.adds)
         if again.num_rows:
             yield shard, again
         if batch.num_rows:
@@ -217,28 +215,3 @@ def _stamped(output: Any, at: Timestamp) -> Any:
 
 def _time_of(waiting: tuple[int, pa.RecordBatch]) -> int:
     return waiting[0]
-
-
-def run_step(step: Step, batch: pa.RecordBatch, users: Users, stage: str) -> Applied:
-    """Do a step to a batch; where it raises, row by row, and at last without its columns."""
-    try:
-        return step.apply(batch, users)
-    except Exception:  # noqa: BLE001  it is told row by row below
-        if batch.num_rows <= 1:
-            count(stage, f"{step.name}_failed", batch.num_rows)
-            _LOG.exception("%s: %s failed on an event; it goes on without its columns", stage, step.name)
-            return Applied(_with_nulls(batch, step.adds))
-    # Which row was it? Slow, and rare.
-    parts = [run_step(step, batch.slice(row, 1), users, stage) for row in range(batch.num_rows)]
-    return Applied(
-        concat([part.batch for part in parts]),
-        [each._replace(row=row) for row, part in enumerate(parts) for each in part.refused],
-        [row for row, part in enumerate(parts) if len(part.dropped)],
-    )
-
-
-def _with_nulls(batch: pa.RecordBatch, fields: Sequence[pa.Field]) -> pa.RecordBatch:
-    for field in fields:
-        if field.name not in batch.schema.names:
-            batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
-    return batch

@@ -6,6 +6,7 @@ the runner's state elsewhere.
 """
 
 import abc
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.schemas.dead_letter import Reason
+from millrace.transforms.batches import concat
+from millrace.transforms.counts import count
+
+_LOG = logging.getLogger(__name__)
 
 
 class Refused(NamedTuple):
@@ -184,3 +189,29 @@ def user_runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, int]]:
     keys = encoded.dictionary.to_pylist()
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
         yield keys[numbers[start]], start, end
+
+
+def run_step(step: Step, batch: pa.RecordBatch, users: Users, stage: str) -> Applied:
+    """Do a step to a batch; where it raises, row by row, and at last without its columns."""
+    try:
+        return step.apply(batch, users)
+    except Exception:  # noqa: BLE001  it is told row by row below
+        if batch.num_rows <= 1:
+            count(stage, f"{step.name}_failed", batch.num_rows)
+            _LOG.exception("%s: %s failed on an event; it goes on without its columns", stage, step.name)
+            return Applied(with_nulls(batch, step.adds))
+    # Which row was it? Slow, and rare.
+    parts = [run_step(step, batch.slice(row, 1), users, stage) for row in range(batch.num_rows)]
+    return Applied(
+        concat([part.batch for part in parts]),
+        [each._replace(row=row) for row, part in enumerate(parts) for each in part.refused],
+        [row for row, part in enumerate(parts) if len(part.dropped)],
+    )
+
+
+def with_nulls(batch: pa.RecordBatch, fields: Sequence[pa.Field]) -> pa.RecordBatch:
+    """Append the columns that a batch lacks, empty."""
+    for field in fields:
+        if field.name not in batch.schema.names:
+            batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+    return batch

@@ -3,17 +3,20 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.io.filesystems import FileSystems
 
 _LOG = logging.getLogger(__name__)
 
 LOOK_S = 30.0
 """How often the file is looked at."""
+
+_PACKED = {".bz2", ".deflate", ".gz", ".zst", ".zstd", ".xz", ".lzma"}
+"""Names by which Beam tells that a file has to be unpacked."""
 
 Forms = Callable[[str], Sequence[str]]
 """The other forms in which an id may come: hashed, where a replay brings what was protected already."""
@@ -73,8 +76,7 @@ class Suppression:
 
     def _read(self) -> frozenset[str]:
         try:
-            with FileSystems.open(self._file) as file:
-                lines = file.read().decode("utf-8-sig").split("\n")
+            lines = _bytes_of(self._file).decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise SuppressionError(f"the suppression list {self._file} is not UTF-8: write one id a line") from None
         except Exception as error:  # noqa: BLE001  each file system has its own errors
@@ -83,14 +85,42 @@ class Suppression:
         return frozenset(ids).union(*(self._forms(each) for each in ids))
 
 
+def _is_plain(file: str) -> bool:
+    """Say whether it is a file of this machine to be read as it is: all else is Beam's, which not every process has."""
+    return "://" not in file and Path(file).suffix.lower() not in _PACKED
+
+
+def _bytes_of(file: str) -> bytes:
+    if _is_plain(file):
+        return Path(file).read_bytes()
+    from apache_beam.io.filesystems import FileSystems  # noqa: PLC0415  see _is_plain
+
+    with FileSystems.open(file) as opened:
+        content: bytes = opened.read()
+        return content
+
+
 def _signature(file: str) -> tuple[object, ...]:
     try:
-        found = FileSystems.match([file])[0].metadata_list
+        found = _look_at(file)
     except Exception as error:  # noqa: BLE001  each file system has its own errors
         raise _unreadable(file, error) from None
-    if not found:
+    if found is None:
         raise SuppressionError(f"the suppression list {file} is not there: write one id a line, or remove the setting")
-    return found[0].size_in_bytes, found[0].last_updated_in_seconds
+    return found
+
+
+def _look_at(file: str) -> tuple[object, ...] | None:
+    if _is_plain(file):
+        try:
+            stat = Path(file).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_size, stat.st_mtime_ns
+    from apache_beam.io.filesystems import FileSystems  # noqa: PLC0415  see _is_plain
+
+    found = FileSystems.match([file])[0].metadata_list
+    return (found[0].size_in_bytes, found[0].last_updated_in_seconds) if found else None
 
 
 def _unreadable(file: str, error: Exception) -> SuppressionError:

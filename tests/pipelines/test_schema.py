@@ -20,7 +20,7 @@ from millrace.schemas.avro_json import read_schema
 from millrace.schemas.contracts import Contract, Contracts, Policy
 from millrace.schemas.envelope import Envelope
 from millrace.transforms.decode import decode_envelopes
-from millrace.transforms.validate import validate
+from millrace.transforms.validation import validate
 from tests.support.archives import write_archive
 from tests.support.batches import NOON_US, batch, event
 from tests.support.plans import contract, plan, record, write_plan

@@ -9,7 +9,7 @@ from millrace.config.job import read_job
 from millrace.config.privacy import Privacy
 from millrace.config.secrets import Secret
 from millrace.transforms.policies import Keys
-from millrace.transforms.protect import Protection
+from millrace.transforms.protection import Protection
 
 SECRETS = {"v1": "the first secret, long ago", "v2": "the second secret, now"}
 RING = "keys: [{version: v2, secret: env:MILLRACE_TEST_V2}, {version: v1, secret: env:MILLRACE_TEST_V1}]"

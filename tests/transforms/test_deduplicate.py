@@ -21,7 +21,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.local.prism import Prism, find_prism
-from millrace.transforms import copies, deduplicate_state
+from millrace.transforms import copies, deduplicate_doors, deduplicate_state
 from millrace.transforms.counts import counted_here
 from millrace.transforms.deduplicate import DeduplicateEvents
 from millrace.transforms.deduplicate_state import ByShardFn
@@ -98,7 +98,8 @@ def test_what_is_delivered_again_goes_on_on_one_node_and_elsewhere_ends_here(alo
 def test_it_counts_what_leaves_by_which_door(alone: bool):
     before = counted_here()
     run(*BATCHES, BATCHES[0][:2], alone=alone)
-    counts = {name: counted_here().get(f"{copies.STAGE}/{name}", 0) - before.get(f"{copies.STAGE}/{name}", 0)
+    after, stage = counted_here(), deduplicate_doors.STAGE
+    counts = {name: after.get(f"{stage}/{name}", 0) - before.get(f"{stage}/{name}", 0)
               for name in ("events_out", "duplicates", "synthetic", "repeats")}  # fmt: skip
     assert counts == {"events_out": 7 if alone else 5, "duplicates": 3, "synthetic": 2, "repeats": 2}
 
@@ -118,11 +119,11 @@ def test_two_runs_in_a_process_have_a_memory_each():
 
 
 def test_that_the_bound_shortens_the_horizon_is_said_once_and_counted(caplog: pytest.LogCaptureFixture):
-    copies._say_that_the_horizon_is_shorter.cache_clear()
+    deduplicate_doors._say_that_the_horizon_is_shorter.cache_clear()
     before = counted_here().get("deduplicate/forgotten_early", 0)
-    with caplog.at_level(logging.WARNING, logger=copies.__name__):
+    with caplog.at_level(logging.WARNING, logger=deduplicate_doors.__name__):
         run(*([buy(f"m{number}", f"e{number}", number)] for number in range(30)), max_ids=10)
-    (record,) = [each for each in caplog.records if each.name == copies.__name__]
+    (record,) = [each for each in caplog.records if each.name == deduplicate_doors.__name__]
     assert record.getMessage().startswith("more than 10 events in --dedup_horizon_s: the oldest are forgotten early")
     assert counted_here()["deduplicate/forgotten_early"] - before == 20
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from millrace.schemas import dropped
 from millrace.schemas.event import BATCH
 from millrace.transforms import fields as fields_module
-from millrace.transforms.protect import Protection
+from millrace.transforms.protection import Protection
 from tests.support.batches import NOON_US, batch, event
 from tests.support.decoding import decode
 from tests.support.decoding import event as sent

@@ -5,7 +5,7 @@ import threading
 import pyarrow as pa
 import pytest
 
-from millrace.transforms.batches import RecordBatchCoder
+from millrace.transforms.in_beam import RecordBatchCoder
 from millrace.transforms.shelf import SHELF, LostTicketError, Shelf, is_ticket
 from tests.support.batches import batch, event
 

@@ -20,7 +20,8 @@ from millrace.schemas.contracts import ADDED, Contracts, Policy, SourcePolicy
 from millrace.schemas.dead_letter import Reason
 from millrace.schemas.violations import MOST, Kind
 from millrace.transforms.batches import concat
-from millrace.transforms.validate import ValidateEvents, validate
+from millrace.transforms.validate import ValidateEvents
+from millrace.transforms.validation import validate
 from tests.support.batches import batch, event
 from tests.support.plans import contract, plan, record
 

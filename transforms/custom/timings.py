@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from apache_beam.metrics import Metrics
 
-from millrace.transforms.counts import counted_here
+from millrace.transforms.counts import counted_here, observe
 
 STAGE = "transform"
 
@@ -51,12 +50,12 @@ def timings(transform: str) -> Timings:
 
 
 def note(transform: str, ns: Sequence[int], times: int = 1) -> None:
-    """Add a batch's durations, in this process and to Beam's metrics, which get the batch's own p50 and p99."""
+    """Add a batch's durations, in this process; Beam's metrics, where it runs, get the batch's own p50 and p99."""
     if not len(ns):
         return
     timings(transform).add(ns, times)
     for share in (50, 99):
-        Metrics.distribution(STAGE, f"{transform}_p{share}_ns").update(int(np.percentile(ns, share)))
+        observe(STAGE, f"{transform}_p{share}_ns", int(np.percentile(ns, share)))
 
 
 def summary() -> list[str]:

@@ -20,7 +20,7 @@ import xxhash
 from millrace.schemas import avro
 from millrace.transforms.batches import int64s, run_starts
 from millrace.transforms.enrich.sdk_sessions import NO_ID, sdk_ids
-from millrace.transforms.order import first_index, released_us
+from millrace.transforms.order_index import first_index, released_us
 from millrace.transforms.steps import Applied, Step, Users, with_columns
 
 FIELDS: Sequence[pa.Field] = tuple(avro.arrow_schema(avro.load("added/sessions")))

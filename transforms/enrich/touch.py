@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from millrace.schemas import avro
 from millrace.transforms.batches import concat, int64s, run_starts
 from millrace.transforms.enrich.external import external_hosts
-from millrace.transforms.order import first_index, released_us
+from millrace.transforms.order_index import first_index, released_us
 from millrace.transforms.steps import Applied, Step, Users, with_columns
 
 FIELDS: Sequence[pa.Field] = tuple(avro.arrow_schema(avro.load("added/touch")))
