@@ -157,6 +157,11 @@ class Ledger:
             # After a power cut the last moments may be missing, which the sink then gets once more; never a torn file.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
 
+    @property
+    def file(self) -> sqlite3.Connection:
+        """The file itself, for the tables that only one kind of lane has (settled.py)."""
+        return self._db
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

@@ -40,7 +40,7 @@ def open_channel() -> grpc.Channel:
 
 
 class SubscriptionClient:
-    """Pull, Acknowledge, ModifyAckDeadline and GetSubscription of one subscription. Threads may share it.
+    """Pull, Acknowledge, ModifyAckDeadline, GetSubscription, CreateSubscription: of one subscription. For many threads.
 
     Every call raises grpc.RpcError as it comes: the caller knows whether to wait.
     """
@@ -53,6 +53,7 @@ class SubscriptionClient:
         self._acknowledge = self._call("Acknowledge", types.AcknowledgeRequest, None)
         self._modify = self._call("ModifyAckDeadline", types.ModifyAckDeadlineRequest, None)
         self._get = self._call("GetSubscription", types.GetSubscriptionRequest, types.Subscription)
+        self._create = self._call("CreateSubscription", types.Subscription, types.Subscription)
 
     def pull(self, max_messages: int, timeout_s: float) -> Sequence[Any]:
         """Wait up to timeout_s for messages; return raw `ReceivedMessage`s, none where there were none."""
@@ -82,11 +83,21 @@ class SubscriptionClient:
 
     def ack_deadline_s(self) -> int:
         """Return the subscription's ack deadline; the cheapest call that shows whether it exists."""
-        request = _raw(types.GetSubscriptionRequest)(subscription=self.subscription)
-        metadata = (("x-goog-request-params", f"subscription={self.subscription}"),)
-        found = self._get(request, timeout=_CALL_TIMEOUT_S, metadata=metadata)
-        seconds: int = found.ack_deadline_seconds
+        seconds: int = self.get().ack_deadline_seconds
         return seconds
+
+    def get(self) -> Any:
+        """Return the subscription as Pub/Sub has it, a raw `Subscription`."""
+        request = _raw(types.GetSubscriptionRequest)(subscription=self.subscription)
+        return self._get(request, timeout=_CALL_TIMEOUT_S, metadata=self._metadata)
+
+    def create(self, topic: str, *, ack_deadline_s: int, retention_s: int) -> Any:
+        """Create the subscription, to be kept however long nobody reads it; return it as `get` does."""
+        wanted = _raw(types.Subscription)(name=self.subscription, topic=topic, ack_deadline_seconds=ack_deadline_s)
+        wanted.message_retention_duration.seconds = retention_s
+        wanted.expiration_policy.SetInParent()  # empty: never; without one, after 31 days
+        metadata = (("x-goog-request-params", f"name={self.subscription}"),)
+        return self._create(wanted, timeout=_CALL_TIMEOUT_S, metadata=metadata)
 
     def close(self) -> None:
         """Close the channel."""

@@ -68,6 +68,7 @@ class Subscriber:
         self._limits = limits
         self._lease_s = max(SHORTEST_LEASE_S, ack_deadline_s)
         self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
         self._queue: collections.deque[Pulled] = collections.deque()
         self._queued_messages = self._queued_bytes = 0
         self._newest_taken_us = 0
@@ -100,6 +101,17 @@ class Subscriber:
             self._queued_bytes -= pulled.size
             self._newest_taken_us = max(self._newest_taken_us, pulled.newest_us)
             return pulled
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is something to take, or for so long."""
+        with self._arrived:
+            if not self._queue:
+                self._arrived.wait(timeout_s)
+
+    @property
+    def queued_messages(self) -> int:
+        """Messages that were pulled and not taken."""
+        return self._queued_messages
 
     def oldest_unread_us(self, now_us: int) -> int:
         """Estimate the publish time, in µs, before which nothing unread was published.
@@ -157,6 +169,8 @@ class Subscriber:
             try:
                 received = self._client.pull(self._pull_size(), _PULL_WAIT_S)
             except grpc.RpcError as error:
+                if self._no_more_pulls.is_set():
+                    return
                 self._waiting_since_s[puller] = None  # a broken line is no sign of an empty subscription
                 complaint.say(self._client.subscription, error)
                 self._no_more_pulls.wait(complaint.backoff_s)
@@ -175,10 +189,11 @@ class Subscriber:
         size = sum(sizes)
         self._message_bytes += 0.2 * (size / len(sizes) - self._message_bytes)
         first = self._ledger.open([each.ack_id for each in received], sizes, asked_s + self._lease_s, min(times))
-        with self._lock:
+        with self._arrived:
             self._queue.append(Pulled(received, first, size, min(times), max(times)))
             self._queued_messages += len(sizes)
             self._queued_bytes += size
+            self._arrived.notify_all()
 
     def _has_room(self) -> bool:
         limits, ledger = self._limits, self._ledger

@@ -1,0 +1,294 @@
+"""The feed of a lane without order: a subscription of its own on the job's raw topic, cleaned as the job cleans.
+
+A message is acknowledged once the ledger says what became of all its events. Until then its lease is renewed; a lane
+that ends, however it ends, gets it again. What waits in memory is bounded, and beyond that nothing is pulled: the
+backlog stays in Pub/Sub, for this lane alone. Of an event that an operator parks the ledger keeps what its route sends,
+so its message goes as the others do; a parked event outlives the subscription.
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from millrace.config.job import JobConfig
+from millrace.delivery.clean import Cleaned, Cleaner
+from millrace.delivery.ledger import Ledger, Mark, Parked, Trying
+from millrace.delivery.live_rows import LiveRow, Part, Routed, by_route
+from millrace.delivery.messages import Messages
+from millrace.delivery.parked import read_parked, write_parked
+from millrace.delivery.pending import Pending
+from millrace.delivery.puller import Bounds, Puller
+from millrace.delivery.settings import LaneSettings
+from millrace.schemas.envelope import Envelope
+from millrace.transforms.receipts import Ledger as Receipts
+from millrace.transforms.subscriber import micros
+
+_LOG = logging.getLogger(__name__)
+
+_WAIT_S = 0.02
+_FLUSH_S = 0.5
+_TRIED_S = 3_600.0
+_NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
+
+
+class Memory(NamedTuple):
+    """How much a lane has in mind at most, and for how long."""
+
+    rows_bytes: int = 256 * 1024 * 1024
+    """What is routed and not settled, as columns: a packed message may be a hundred times larger when it is read."""
+    copies_s: float = 3_600.0
+    copies_ids: int = 2_000_000
+    """Events remembered to know copies; 16 bytes each."""
+    record_s: float = 86_400.0
+    """How long settled envelopes are kept for `millrace verify`: see docs/sinks.md for their size."""
+
+
+BOUNDS, MEMORY = Bounds(), Memory()
+
+
+class LiveFeed:
+    """Implements Feed; see there.
+
+    Args:
+        settings: the lane's.
+        job: what the job does to events.
+        ledger: open, for writing.
+        subscription: projects/PROJECT/subscriptions/NAME: nobody else may read it.
+        topic: the job's raw topic, where a missing subscription is to be created; empty: it is not.
+        bounds: beyond them nothing is pulled.
+        memory: how much is kept, and for how long.
+    """
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        job: JobConfig,
+        ledger: Ledger,
+        subscription: str,
+        topic: str,
+        *,
+        bounds: Bounds = BOUNDS,
+        memory: Memory = MEMORY,
+    ) -> None:
+        """Load what the job's configuration names.
+
+        Raises:
+            SecretError, SuppressionError, CannotOpenError: it cannot be had; one sentence that says what to do.
+        """
+        self._ledger = ledger
+        self._settings = settings
+        self._memory = memory
+        self._routes = {route.name: at for at, route in enumerate(settings.routes)}
+        self._cleaner = Cleaner(job, horizon_s=memory.copies_s, max_ids=memory.copies_ids)
+        receipts = Receipts()
+        self._puller = Puller(subscription, topic, receipts, bounds)
+        self._messages = Messages(ledger, receipts, memory.record_s, time.time_ns() // 1_000)
+        self._positions = itertools.count(time.time_ns() // 1_000)  # later runs begin higher: no two events share one
+        self._parts: dict[int, Part] = {}  # those of which something was settled since they were looked at
+        self._bytes = 0
+        self._parked: list[Parked] = []
+        self._parked_ids: set[str] = set()
+        self._unparked: list[int] = []
+        self._back: set[int] = set()
+        self._tried: dict[str, Trying] = {}
+        self._trying: list[Trying] | None = None
+        self._opened_s = self._flushed_s = -math.inf
+        self._opened_us = 0
+
+    def open(self) -> tuple[list[Pending], list[Pending]]:
+        """Begin to pull. What an earlier run left unsettled comes again by itself.
+
+        Raises:
+            CannotSubscribeError: there is none, or it may not be read; one sentence that says what to do.
+        """
+        self._opened_s, self._opened_us = time.monotonic(), time.time_ns() // 1_000
+        self._tried = {each.message_id: each for each in self._ledger.trying()}
+        self._parked_ids = {each.message_id for each in self._ledger.parked()}
+        self._messages.recall(self._opened_us)
+        if not self._puller.is_pulling():
+            _LOG.warning("%s: Pub/Sub does not answer; the lane begins when it does", self._settings.name)
+        return [], []
+
+    def read(self) -> list[Pending]:
+        """Return the next events; messages that bring none for this lane are acknowledged with the next save.
+
+        Raises:
+            CannotSubscribeError: see `open`, where Pub/Sub did not answer.
+            sqlite3.Error: the ledger cannot be written; nothing is lost by trying again.
+        """
+        if not self._puller.is_pulling() or self._bytes >= self._memory.rows_bytes:
+            time.sleep(_WAIT_S)
+            return []
+        if self._messages.has_done and time.monotonic() - self._flushed_s >= _FLUSH_S:
+            self._flush(time.time_ns() // 1_000)
+        envelopes = self._new_envelopes(self._puller.take(_WAIT_S))
+        return self._events(envelopes) if envelopes else []
+
+    def settle(self, events: Sequence[Pending], mark: Mark) -> None:
+        """Note that events are settled; a message counts once all its events are."""
+        name = _NAMES[mark]
+        for event in events:
+            row = event.payload
+            if isinstance(row, LiveRow):
+                self._settle_one(event, row, name)
+                if mark is Mark.PARKED:
+                    self._parked.append(write_parked(event, self._settings.routes[event.route].name))
+                    self._parked_ids.add(event.message_id)
+            elif mark is Mark.PARKED:  # it was parked before, and its record is still there
+                self._back.discard(event.position)
+            else:
+                self._back.discard(event.position)
+                self._unparked.append(event.position)
+                self._parked_ids.discard(event.message_id)
+                self._messages.counts["parked"] -= 1
+                self._messages.counts[name] += 1
+
+    def save(self, trying: Sequence[Trying], now_us: int) -> None:
+        """Make it durable, in one transaction; then acknowledge what is settled."""
+        now = list(trying)
+        if self._tried and time.monotonic() - self._opened_s < _TRIED_S:
+            now += self._tried.values()  # tried by an earlier run, and not come again yet
+        self._flush(now_us, now)
+        self._thin()
+
+    def bring_back(self, subject: str) -> list[Pending]:
+        """Return parked events, to be tried again; their records stay until they are settled."""
+        found = []
+        for parked in self._ledger.parked():
+            route = self._routes.get(parked.route)
+            if (
+                route is None  # the configuration has changed: it stays parked
+                or parked.position in self._back
+                or subject not in {"all", f"user:{parked.user_key}", f"event:{parked.message_id}"}
+            ):
+                continue
+            self._back.add(parked.position)
+            found.append(read_parked(parked, route))
+        return found
+
+    def lag_us(self, now_us: int) -> int:
+        """Return how long ago the oldest message was published that is not settled, as far as the lane knows."""
+        return max(0, now_us - self._until_us(now_us))
+
+    def behind(self) -> int:
+        """Return how many messages were pulled and not read; how many wait in the subscription is not known."""
+        return self._puller.queued_messages
+
+    def close(self) -> None:
+        """Acknowledge what is settled, and give the rest back to Pub/Sub, for whoever reads next."""
+        if self._messages.has_done:
+            self._flush(time.time_ns() // 1_000)
+        self._puller.close()
+
+    def _new_envelopes(self, taken: list[tuple[Any, int]]) -> list[Envelope]:
+        """Return those that are not in hand already and were not settled lately."""
+        now_us = time.time_ns() // 1_000
+        facts = [(each.message.message_id, micros(each.message.publish_time), receipt) for each, receipt in taken]
+        is_new = self._messages.enter(facts)
+        return [
+            Envelope(each.message.data, dict(each.message.attributes), envelope_id, published_us, now_us, receipt)
+            for (each, _), (envelope_id, published_us, receipt), new in zip(taken, facts, is_new, strict=True)
+            if new
+        ]
+
+    def _events(self, envelopes: list[Envelope]) -> list[Pending]:
+        try:
+            routed = self._routed(envelopes)
+        except Exception:  # noqa: BLE001  which message was it? Slow, and never seen
+            return [event for each in envelopes for event in self._events_of_one(each)]
+        return self._offered(routed, envelopes)
+
+    def _events_of_one(self, envelope: Envelope) -> list[Pending]:
+        try:
+            routed = self._routed([envelope], again=True)
+        except Exception as error:  # noqa: BLE001  neither its content nor the error's text, which may repeat it
+            _LOG.error(
+                "%s: the message %s cannot be read (%s): it is not delivered, and counts as failed",
+                self._settings.name, envelope.envelope_id, type(error).__name__,
+            )  # fmt: skip
+            self._messages.fail(envelope.receipt)
+            return []
+        return self._offered(routed, [envelope])
+
+    def _routed(self, envelopes: Sequence[Envelope], *, again: bool = False) -> tuple[Cleaned, list[Routed]]:
+        cleaned = self._cleaner.clean(envelopes, envelopes[0].arrived_us, again=again)
+        return cleaned, by_route(cleaned.batch, self._settings.routes)
+
+    def _offered(self, routed: tuple[Cleaned, list[Routed]], envelopes: Sequence[Envelope]) -> list[Pending]:
+        """Enter what was routed, and return it; messages without any of it are done."""
+        cleaned, of_routes = routed
+        messages = self._messages.open
+        for why, receipt, count in cleaned.left_out_of():
+            messages[receipt].count(why, count)
+        events: list[Pending] = []
+        for number, sent, users, ids, receipts, bytes_ in of_routes:
+            part = Part(sent.num_rows, sent.nbytes)
+            self._bytes += part.bytes
+            for at, (user, message_id, receipt, size) in enumerate(zip(users, ids, receipts, bytes_, strict=True)):
+                message = messages[receipt]
+                message.routed += 1
+                message.left += 1
+                row = LiveRow(sent, at, user, message, part)
+                event = Pending(next(self._positions), None, message_id, number, size, row)
+                part.open.add(event)
+                events.append(event)
+        if self._tried:
+            self._remember_tries(events)
+        if self._parked_ids:
+            events = self._without_parked(events)
+        self._messages.close_unrouted([each.receipt for each in envelopes])
+        return events
+
+    def _remember_tries(self, events: Iterable[Pending]) -> None:
+        """Count what an earlier run tried: an event that fails is given up as if there had been no restart."""
+        for event in events:
+            tried = self._tried.pop(event.message_id, None)
+            if tried is not None:
+                event.attempts, event.first_us, event.next_us = tried.attempts, tried.first_us, tried.next_us
+                event.fault, event.detail = tried.fault, tried.detail
+
+    def _without_parked(self, events: list[Pending]) -> list[Pending]:
+        """Leave out what is parked: its message came again since others of it were not settled."""
+        parked = [event for event in events if event.message_id in self._parked_ids]
+        for event in parked:
+            self._settle_one(event, event.payload, _NAMES[Mark.PARKED])
+        return [event for event in events if event.message_id not in self._parked_ids] if parked else events
+
+    def _settle_one(self, event: Pending, row: LiveRow, name: str) -> None:
+        row.part.open.discard(event)
+        self._parts[id(row.part)] = row.part
+        self._messages.settle(row.message, name)
+
+    def _flush(self, now_us: int, trying: list[Trying] | None = None) -> None:
+        with self._ledger.writing():
+            self._messages.write(self._until_us(now_us), now_us)
+            for parked in self._parked:
+                self._ledger.park(parked)
+            for position in self._unparked:
+                self._ledger.unpark(position)
+            if trying is not None and trying != self._trying:
+                self._ledger.set_trying(trying)
+        if trying is not None:
+            self._trying = trying
+        self._parked.clear()
+        self._unparked.clear()
+        self._flushed_s = time.monotonic()
+        self._messages.acknowledge(now_us)
+
+    def _thin(self) -> None:
+        """Let go of the rows of what is settled, where a few of a part still wait."""
+        for part in self._parts.values():
+            if not part.open:
+                self._bytes -= part.bytes
+            elif len(part.open) * 4 <= part.rows:
+                before = part.bytes
+                part.thin()
+                self._bytes += part.bytes - before
+        self._parts.clear()
+
+    def _until_us(self, now_us: int) -> int:
+        """Return up to when all is settled, by time of publishing, as far as the lane can know."""
+        return min(self._puller.oldest_us(now_us) or self._opened_us, now_us)
