@@ -5,7 +5,6 @@ import yaml
 
 from millrace.config.yaml_page import Page
 from millrace.schemas import avro
-from millrace.schemas.contracts import ADDED as OF_CONTRACTS
 from millrace.schemas.event import ARCHIVE, ARRIVED_AT, BATCH, RECEIPT
 from millrace.transforms.custom.declare import ERRORS, fields_of, kind_of, members_of
 from millrace.transforms.custom.find import NotFoundError, find
@@ -13,7 +12,8 @@ from millrace.transforms.custom.find import NotFoundError, find
 ONLY_PIPELINE = (ARRIVED_AT.name, RECEIPT.name)
 """Columns of batches that are not archived, nor sent anywhere."""
 
-_OF_PRIVACY = avro.arrow_schema(avro.load("added/privacy"))
+_IN_ORDER = {"added/identity", "added/sessions", "added/touch"}
+"""What the stages add that look at a user's past."""
 
 
 def known_columns() -> pa.Schema:
@@ -33,10 +33,17 @@ def archived_columns(own: pa.Schema) -> pa.Schema:
     return pa.schema([*(field for field in known_columns() if field.name not in ONLY_PIPELINE), *own])
 
 
-def columns_before_order() -> pa.Schema:
-    """Return the columns that an event may have before it has its place in the order: read, protected, validated."""
-    decoded = [field for field in BATCH if field.name not in ONLY_PIPELINE]
-    return pa.schema([*decoded, *_OF_PRIVACY, *OF_CONTRACTS])
+def columns_before_order(own: pa.Schema) -> pa.Schema:
+    """Return the columns that an event may have before it has its place in the order (delivery/clean.py).
+
+    Args:
+        own: those of the transforms (own_columns); of one that remembers users they are null there.
+    """
+    fields = {field.name: field for field in BATCH if field.name not in ONLY_PIPELINE}
+    for name in avro.names("added"):
+        if name not in _IN_ORDER:
+            fields |= {field.name: field for field in avro.arrow_schema(avro.load(name))}
+    return pa.schema([*fields.values(), *own])
 
 
 def own_columns(page: Page, node: yaml.Node | None) -> pa.Schema:

@@ -77,7 +77,7 @@ def _route(page: Page, item: yaml.Node, sinks: Sequence[str], own: pa.Schema) ->
     if "name" in of and not _NAME.fullmatch(name):
         page.wrong(of["name"], f"routes: {name!r} is no name; take a-z, 0-9, _ and -, and a letter first")
     is_ordered = page.choice(of.get("order"), f"{name}: order", ("user", "none")) != "none"
-    columns = _Known(archived_columns(own), columns_before_order(), is_ordered)
+    columns = _Known(archived_columns(own), columns_before_order(own), is_ordered)
     required, strategy = _consent(page, of.get("consent"), f"{name}: consent")
     if "sample_by" in of and "sample" not in of:
         page.wrong(of["sample_by"], f"{name}: sample_by means nothing without sample; add it")

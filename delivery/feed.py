@@ -25,6 +25,10 @@ class Row:
     user_key: str
 
 
+class CannotReadError(Exception):
+    """The lane's events cannot be had as it is configured, and waiting does not help; one sentence."""
+
+
 class Feed(Protocol):
     """Gives events in queue order. Its methods block, and are called by one thread at a time."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from millrace.delivery.archive_feed import ArchiveFeed
 from millrace.delivery.books import Ledgers
+from millrace.delivery.feed import CannotReadError, Feed
 from millrace.delivery.lane import Lane
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.make import make_sink
@@ -34,6 +35,9 @@ class LaneJob:
         state: the folder of the ledgers.
         from_start: a new lane begins at the archive's first row, not behind its last.
         drain_s: after SIGTERM, go on for so long at most, until everything is settled.
+        config: of the job: what a lane without order does to events.
+        topic: the job's raw topic: beside it is the subscription of a lane without order.
+        subscription_prefix: before the lane's name.
     """
 
     settings: LaneSettings
@@ -42,6 +46,9 @@ class LaneJob:
     state: Path
     from_start: bool = False
     drain_s: float = 0.0
+    config: str = ""
+    topic: str = ""
+    subscription_prefix: str = "millrace-"
 
     @property
     def ledger(self) -> Path:
@@ -62,15 +69,23 @@ def main(arguments: Sequence[str]) -> int:
             return BUSY
         try:
             asyncio.run(_run(job))
-        except (CannotOpenSinkError, StorageError) as error:
+        except (CannotOpenSinkError, CannotReadError, StorageError) as error:
             print(f"{job.settings.name}: {error}", file=sys.stderr)
             return 2
     return 0
 
 
+def _feed(job: LaneJob, ledger: Ledger) -> Feed:
+    if job.settings.is_ordered:
+        return ArchiveFeed(locate(job.archive), ledger, job.settings, from_start=job.from_start)
+    from millrace.delivery.live import live_feed  # noqa: PLC0415  with gRPC and all enrichments: half of the memory
+
+    return live_feed(job.settings, ledger, config=job.config, topic=job.topic, prefix=job.subscription_prefix)
+
+
 async def _run(job: LaneJob) -> None:
     ledger, memory = Ledger(job.ledger), Ledger(job.ledger)
-    feed = ArchiveFeed(locate(job.archive), ledger, job.settings, from_start=job.from_start)
+    feed = _feed(job, ledger)
     lane = Lane(job.settings, feed, make_sink(job.settings.sink), Ledgers(ledger, memory, Undelivered(job.undelivered)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

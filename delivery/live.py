@@ -13,18 +13,25 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from millrace.config.job import JobConfig
+from google.auth.exceptions import GoogleAuthError
+
+from millrace.config.job import ConfigError, JobConfig, load_job
+from millrace.config.secrets import SecretError
 from millrace.delivery.clean import Cleaned, Cleaner
-from millrace.delivery.ledger import Ledger, Mark, Parked, Trying
+from millrace.delivery.feed import CannotReadError
+from millrace.delivery.ledger import Ledger, Mark, Trying
 from millrace.delivery.live_rows import LiveRow, Part, Routed, by_route
 from millrace.delivery.messages import Messages
-from millrace.delivery.parked import read_parked, write_parked
+from millrace.delivery.own_subscription import subscription_of
 from millrace.delivery.pending import Pending
 from millrace.delivery.puller import Bounds, Puller
+from millrace.delivery.put_aside import PutAside
 from millrace.delivery.settings import LaneSettings
 from millrace.schemas.envelope import Envelope
 from millrace.transforms.receipts import Ledger as Receipts
+from millrace.transforms.steps import CannotOpenError
 from millrace.transforms.subscriber import micros
+from millrace.transforms.suppression import SuppressionError
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +88,6 @@ class LiveFeed:
         self._ledger = ledger
         self._settings = settings
         self._memory = memory
-        self._routes = {route.name: at for at, route in enumerate(settings.routes)}
         self._cleaner = Cleaner(job, horizon_s=memory.copies_s, max_ids=memory.copies_ids)
         receipts = Receipts()
         self._puller = Puller(subscription, topic, receipts, bounds)
@@ -89,10 +95,7 @@ class LiveFeed:
         self._positions = itertools.count(time.time_ns() // 1_000)  # later runs begin higher: no two events share one
         self._parts: dict[int, Part] = {}  # those of which something was settled since they were looked at
         self._bytes = 0
-        self._parked: list[Parked] = []
-        self._parked_ids: set[str] = set()
-        self._unparked: list[int] = []
-        self._back: set[int] = set()
+        self._put_aside = PutAside(ledger, settings.routes)
         self._tried: dict[str, Trying] = {}
         self._trying: list[Trying] | None = None
         self._opened_s = self._flushed_s = -math.inf
@@ -102,11 +105,11 @@ class LiveFeed:
         """Begin to pull. What an earlier run left unsettled comes again by itself.
 
         Raises:
-            CannotSubscribeError: there is none, or it may not be read; one sentence that says what to do.
+            CannotReadError: there is none, or it may not be read; one sentence that says what to do.
         """
         self._opened_s, self._opened_us = time.monotonic(), time.time_ns() // 1_000
         self._tried = {each.message_id: each for each in self._ledger.trying()}
-        self._parked_ids = {each.message_id for each in self._ledger.parked()}
+        self._put_aside.recall()
         self._messages.recall(self._opened_us)
         if not self._puller.is_pulling():
             _LOG.warning("%s: Pub/Sub does not answer; the lane begins when it does", self._settings.name)
@@ -116,7 +119,7 @@ class LiveFeed:
         """Return the next events; messages that bring none for this lane are acknowledged with the next save.
 
         Raises:
-            CannotSubscribeError: see `open`, where Pub/Sub did not answer.
+            CannotReadError: see `open`, where Pub/Sub did not answer.
             sqlite3.Error: the ledger cannot be written; nothing is lost by trying again.
         """
         if not self._puller.is_pulling() or self._bytes >= self._memory.rows_bytes:
@@ -135,15 +138,12 @@ class LiveFeed:
             if isinstance(row, LiveRow):
                 self._settle_one(event, row, name)
                 if mark is Mark.PARKED:
-                    self._parked.append(write_parked(event, self._settings.routes[event.route].name))
-                    self._parked_ids.add(event.message_id)
-            elif mark is Mark.PARKED:  # it was parked before, and its record is still there
-                self._back.discard(event.position)
+                    self._put_aside.park(event)
+            elif mark is Mark.PARKED:
+                self._put_aside.park_again(event)
             else:
-                self._back.discard(event.position)
-                self._unparked.append(event.position)
-                self._parked_ids.discard(event.message_id)
-                self._messages.counts["parked"] -= 1
+                self._put_aside.settle(event)
+                self._messages.counts[_NAMES[Mark.PARKED]] -= 1
                 self._messages.counts[name] += 1
 
     def save(self, trying: Sequence[Trying], now_us: int) -> None:
@@ -156,18 +156,7 @@ class LiveFeed:
 
     def bring_back(self, subject: str) -> list[Pending]:
         """Return parked events, to be tried again; their records stay until they are settled."""
-        found = []
-        for parked in self._ledger.parked():
-            route = self._routes.get(parked.route)
-            if (
-                route is None  # the configuration has changed: it stays parked
-                or parked.position in self._back
-                or subject not in {"all", f"user:{parked.user_key}", f"event:{parked.message_id}"}
-            ):
-                continue
-            self._back.add(parked.position)
-            found.append(read_parked(parked, route))
-        return found
+        return self._put_aside.bring_back(subject)
 
     def lag_us(self, now_us: int) -> int:
         """Return how long ago the oldest message was published that is not settled, as far as the lane knows."""
@@ -237,7 +226,7 @@ class LiveFeed:
                 events.append(event)
         if self._tried:
             self._remember_tries(events)
-        if self._parked_ids:
+        if self._put_aside.ids:
             events = self._without_parked(events)
         self._messages.close_unrouted([each.receipt for each in envelopes])
         return events
@@ -252,10 +241,11 @@ class LiveFeed:
 
     def _without_parked(self, events: list[Pending]) -> list[Pending]:
         """Leave out what is parked: its message came again since others of it were not settled."""
-        parked = [event for event in events if event.message_id in self._parked_ids]
-        for event in parked:
-            self._settle_one(event, event.payload, _NAMES[Mark.PARKED])
-        return [event for event in events if event.message_id not in self._parked_ids] if parked else events
+        ids = self._put_aside.ids
+        for event in events:
+            if event.message_id in ids:
+                self._settle_one(event, event.payload, _NAMES[Mark.PARKED])
+        return [event for event in events if event.message_id not in ids]
 
     def _settle_one(self, event: Pending, row: LiveRow, name: str) -> None:
         row.part.open.discard(event)
@@ -265,16 +255,12 @@ class LiveFeed:
     def _flush(self, now_us: int, trying: list[Trying] | None = None) -> None:
         with self._ledger.writing():
             self._messages.write(self._until_us(now_us), now_us)
-            for parked in self._parked:
-                self._ledger.park(parked)
-            for position in self._unparked:
-                self._ledger.unpark(position)
+            self._put_aside.write()
             if trying is not None and trying != self._trying:
                 self._ledger.set_trying(trying)
         if trying is not None:
             self._trying = trying
-        self._parked.clear()
-        self._unparked.clear()
+        self._put_aside.written()
         self._flushed_s = time.monotonic()
         self._messages.acknowledge(now_us)
 
@@ -292,3 +278,23 @@ class LiveFeed:
     def _until_us(self, now_us: int) -> int:
         """Return up to when all is settled, by time of publishing, as far as the lane can know."""
         return min(self._puller.oldest_us(now_us) or self._opened_us, now_us)
+
+
+def live_feed(settings: LaneSettings, ledger: Ledger, *, config: str, topic: str, prefix: str) -> LiveFeed:
+    """Return the feed of a lane of `millrace deliver`.
+
+    Args:
+        settings: the lane's.
+        ledger: open, for writing.
+        config: the path of the job's configuration.
+        topic: the job's raw topic.
+        prefix: before the lane's name in that of its subscription.
+
+    Raises:
+        CannotReadError: what it needs is not there; one sentence that says what to do.
+    """
+    try:
+        subscription = subscription_of(topic, settings.name, prefix)
+        return LiveFeed(settings, load_job(config), ledger, subscription, topic)
+    except (ConfigError, SecretError, SuppressionError, CannotOpenError, GoogleAuthError) as error:
+        raise CannotReadError(str(error)) from error

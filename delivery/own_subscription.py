@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from millrace.delivery.feed import CannotReadError
 from millrace.transforms.pubsub import SubscriptionClient
 
 RETENTION_S = 7 * 86_400
@@ -20,23 +21,24 @@ _DELETED_TOPIC = "_deleted-topic_"
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
-class CannotSubscribeError(Exception):
-    """The lane's subscription cannot be read, and waiting does not help; one sentence that says what to do."""
-
-
-def subscription_of(topic: str, lane: str) -> str:
+def subscription_of(topic: str, lane: str, prefix: str = "millrace-") -> str:
     """Return the name of a lane's subscription, beside the topic.
 
     Raises:
-        CannotSubscribeError: the topic's name is none.
+        CannotReadError: the topic's name is none.
 
     >>> subscription_of("projects/shop/topics/events", "crm.unordered")
     'projects/shop/subscriptions/millrace-crm.unordered'
     """
     match = _TOPIC.fullmatch(topic)
+    if not topic:
+        raise CannotReadError(
+            "routes with `order: none` read the job's raw topic, each lane through a subscription of its own: give it "
+            "as --topic=projects/PROJECT/topics/NAME"
+        )
     if match is None:
-        raise CannotSubscribeError(f"{topic!r} is no topic: write projects/PROJECT/topics/NAME")
-    return f"projects/{match['project']}/subscriptions/millrace-{lane}"
+        raise CannotReadError(f"{topic!r} is no topic: write projects/PROJECT/topics/NAME")
+    return f"projects/{match['project']}/subscriptions/{prefix}{lane}"
 
 
 def lease_s(client: SubscriptionClient, topic: str) -> int | None:
@@ -50,21 +52,21 @@ def lease_s(client: SubscriptionClient, topic: str) -> int | None:
         Seconds; None where Pub/Sub does not answer now.
 
     Raises:
-        CannotSubscribeError: it is not there, or may not be read, or belongs to another topic.
+        CannotReadError: it is not there, or may not be read, or belongs to another topic.
     """
     try:
         found = _found_or_created(client, topic)
     except grpc.RpcError as error:
         if error.code() in _AWAY:
             return None
-        raise CannotSubscribeError(_refusal(client.subscription, topic, error)) from error
+        raise CannotReadError(_refusal(client.subscription, topic, error)) from error
     if found.topic == _DELETED_TOPIC:
-        raise CannotSubscribeError(
+        raise CannotReadError(
             f"the topic of {client.subscription} was deleted, so nothing new comes: delete the subscription too, and "
             f"start again with --topic to have a new one"
         )
     if topic and found.topic != topic:
-        raise CannotSubscribeError(
+        raise CannotReadError(
             f"{client.subscription} belongs to {found.topic}, not to {topic}: give the lane another subscription, or "
             "correct --topic"
         )

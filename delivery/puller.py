@@ -49,7 +49,7 @@ class Puller:
         """Say whether it pulls; while Pub/Sub does not answer it is asked again now and then.
 
         Raises:
-            CannotSubscribeError: there is no such subscription, or it may not be read.
+            CannotReadError: there is no such subscription, or it may not be read.
         """
         if self._subscriber is None and time.monotonic() - self._looked_s >= _LOOK_S:
             ack_deadline_s = lease_s(self._client, self._topic)

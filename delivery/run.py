@@ -98,7 +98,17 @@ def main(arguments: Sequence[str]) -> int:
     undelivered = options.undelivered or f"{archive.uri.rstrip('/').rpartition('/')[0]}/undelivered"
     options.state.mkdir(parents=True, exist_ok=True)
     jobs = [
-        LaneJob(lane, archive.uri, undelivered, options.state.absolute(), options.from_start, options.drain_s)
+        LaneJob(
+            lane,
+            archive.uri,
+            undelivered,
+            options.state.absolute(),
+            options.from_start,
+            options.drain_s,
+            options.config,
+            options.topic,
+            options.subscription_prefix,
+        )
         for lane in lanes
     ]
     try:
@@ -159,6 +169,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--undelivered", metavar="URI", help="the table of what sinks did not take (beside the archive)")
     add("--state", type=Path, default=Path("delivery-state"), metavar="DIR", help="the lanes' ledgers (%(default)s/)")
     add("--only", nargs="+", metavar="SINK", help="these sinks; others may run elsewhere")
+    add(
+        "--topic",
+        default="",
+        metavar="TOPIC",
+        help="projects/P/topics/T: the job's raw topic, for `order: none` routes",
+    )
+    add(
+        "--subscription_prefix",
+        default="millrace-",
+        metavar="TEXT",
+        help="their subscriptions, beside the topic, are called this and the lane's name (%(default)s)",
+    )
     add("--from_start", action="store_true", help="a new lane begins at the archive's first row (behind its last)")
     add(
         "--drain_s",

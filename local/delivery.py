@@ -10,6 +10,7 @@ from millrace.config.fanout import load_fanout
 from millrace.delivery.status import LaneView, NoLaneError, look
 from millrace.local import children
 from millrace.local.parts import Part, Parts
+from millrace.local.pubsub import TOPIC
 
 _DRAIN_S = 30.0
 _GRACE_S = _DRAIN_S + 60.0
@@ -28,6 +29,7 @@ def delivery(data: Path, parts: Parts, say: Callable[[str], None]) -> Iterator[N
         yield
         return
     arguments = [f"--config={data / FILE}", f"--archive={data / 'archive'}", f"--state={data / STATE}"]
+    arguments += [f"--topic={TOPIC}"]
     arguments += ["--from_start", f"--drain_s={_DRAIN_S:g}", "--quiet"]
     process = children.start("millrace.delivery.run", arguments, os.environ)
     with parts.running(Part("delivery", process), _GRACE_S):
