@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 latency = _latency(stand.run(5_000, options.steady_seconds, 20, pace=True), stand)
         if options.only in (None, "peers"):
             rows += [_peer(*peer) for peer in PEERS]
-    print(_machine())
+    print(machine())
     print(_table(rows))
     print("\n".join(latency))
     wrong = [row.system for row in rows if row.system.startswith("Millrace") and row.rows != row.events]
@@ -154,7 +154,8 @@ def _table(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Say in a line what this was measured on."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in cpuinfo if "model name" in line]
     model = names[0] if names else platform.processor()

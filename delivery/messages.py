@@ -8,7 +8,7 @@ import numpy as np
 
 from millrace.delivery.clean import COPIES, REPEATS
 from millrace.delivery.ledger import Ledger
-from millrace.delivery.settled import Envelopes, SettledRecord, envelope_key, envelopes_of
+from millrace.delivery.settled import NO_ENVELOPES, Envelopes, SettledRecord, envelope_key
 from millrace.transforms.receipts import Ledger as Receipts
 from millrace.transforms.recent_ids import BELONGING, RecentIds
 
@@ -26,6 +26,7 @@ class Message:
 
     Attributes:
         envelope_id: Pub/Sub's id.
+        key: 64 bits of it (settled.envelope_key).
         published_us: when it was published.
         receipts: of each time that it was delivered here: Pub/Sub may do so again before it is acknowledged.
         routed: events that take a route.
@@ -34,6 +35,7 @@ class Message:
     """
 
     envelope_id: str
+    key: int
     published_us: int
     receipts: list[int]
     routed: int = 0
@@ -62,6 +64,7 @@ class Messages:
         """Of the ledger's totals, not written yet; those of messages come when all of a message is settled."""
         self._by_id: dict[tuple[str, int], Message] = {}
         self._done: list[Message] = []
+        self._written = NO_ENVELOPES
         self._repeats: list[int] = []
         self._ledger = ledger
         self._receipts = receipts
@@ -78,12 +81,12 @@ class Messages:
 
         One that is in hand already gets one more receipt; one that was settled is acknowledged again.
         """
-        keys = np.array([envelope_key(envelope_id) for envelope_id, _, _ in delivered], np.uint64)
+        keys = [envelope_key(envelope_id) for envelope_id, _, _ in delivered]
         times = np.array([published_us for _, published_us, _ in delivered], np.int64).view(np.uint64) & BELONGING
-        found = self._settled.find(keys)
+        found = self._settled.find(np.array(keys, np.uint64))
         is_settled = (found.known & (found.belongs == times)).tolist()
         is_new = []
-        for (envelope_id, published_us, receipt), settled_before in zip(delivered, is_settled, strict=True):
+        for (envelope_id, published_us, receipt), key, settled_before in zip(delivered, keys, is_settled, strict=True):
             there = self._by_id.get((envelope_id, published_us))
             is_new.append(there is None and not settled_before)
             if there is not None:
@@ -91,7 +94,7 @@ class Messages:
             elif settled_before:
                 self._repeats.append(receipt)
             else:
-                message = Message(envelope_id, published_us, [receipt])
+                message = Message(envelope_id, key, published_us, [receipt])
                 self.open[receipt] = self._by_id[envelope_id, published_us] = message
         return is_new
 
@@ -126,11 +129,12 @@ class Messages:
                 counts[name] += amount
         counts[REPEATS] += len(self._repeats)
         self._ledger.add_totals(counts, now_us)
-        self._record.add(self._recorded(), until_us, now_us)
+        self._written = self._recorded()
+        self._record.add(self._written, until_us, now_us)
 
     def acknowledge(self, now_us: int) -> None:
         """Let go of what was written down, and have it acknowledged."""
-        self._remember(self._recorded(), now_us)
+        self._remember(self._written, now_us)
         receipts = self._repeats
         for message in self._done:
             del self.open[message.receipts[0]], self._by_id[message.envelope_id, message.published_us]
@@ -142,13 +146,13 @@ class Messages:
         self.counts.clear()
 
     def _recorded(self) -> Envelopes:
-        return envelopes_of(
-            [
-                (envelope_key(each.envelope_id), each.published_us, events)
-                for each in self._done
-                if (events := each.routed + each.counts.get(COPIES, 0))
-            ]
-        )
+        events = [each.routed + each.counts.get(COPIES, 0) for each in self._done]
+        if not any(events):
+            return NO_ENVELOPES
+        kept = np.array(events, np.uint32) > 0
+        keys = np.array([each.key for each in self._done], np.uint64)
+        published = np.array([each.published_us for each in self._done], np.int64)
+        return Envelopes(keys[kept], published[kept], np.array(events, np.uint32)[kept])
 
     def _remember(self, envelopes: Envelopes, now_us: int) -> None:
         times = envelopes.published_us.view(np.uint64) & BELONGING

@@ -103,10 +103,8 @@ def envelope_key(envelope_id: str) -> int:
     >>> envelope_key("16398123456789012"), envelope_key("007") >> 63, envelope_key("x") >> 63
     (16398123456789012, 1, 1)
     """
-    if envelope_id.isascii() and envelope_id.isdigit() and len(envelope_id) <= _NUMBER_DIGITS:
-        number = int(envelope_id)
-        if str(number) == envelope_id:
-            return number
+    if envelope_id.isascii() and envelope_id.isdigit() and len(envelope_id) <= _NUMBER_DIGITS and envelope_id[0] != "0":
+        return int(envelope_id)
     return xxhash.xxh3_64_intdigest(envelope_id.encode()) | 1 << 63
 
 
@@ -157,15 +155,7 @@ class SettledRecord:
         return found[::-1]
 
 
-_NONE = Envelopes(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint32))
-
-
-def envelopes_of(rows: Sequence[tuple[int, int, int]]) -> Envelopes:
-    """Return (key, published_us, events) of some envelopes side by side."""
-    if not rows:
-        return _NONE
-    keys, published, events = zip(*rows, strict=True)
-    return Envelopes(np.array(keys, np.uint64), np.array(published, np.int64), np.array(events, np.uint32))
+NO_ENVELOPES = Envelopes(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint32))
 
 
 def _packed(envelopes: Envelopes) -> bytes:
@@ -195,7 +185,7 @@ def _mixed(keys: npt.NDArray[np.uint64], published_us: npt.NDArray[np.int64]) ->
 def _together(parts: Sequence[Envelopes]) -> Envelopes:
     """Return them by their marks; of what is there twice (it came again after a crash) the larger count holds."""
     if not parts:
-        return _NONE
+        return NO_ENVELOPES
     keys = np.concatenate([part.keys for part in parts])
     published = np.concatenate([part.published_us for part in parts])
     events = np.concatenate([part.events for part in parts])
