@@ -181,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="millrace-live-") as folder:
         for number, per_message in enumerate(options.per_message):
-            for measure in (_alone, _beside) if not options.only else {"alone": [_alone], "beside": [_beside]}[options.only]:
+            for measure in (
+                (_alone, _beside) if not options.only else {"alone": [_alone], "beside": [_beside]}[options.only]
+            ):
                 print(f"{per_message} events a message, {measure.__name__[1:]} ...", file=sys.stderr, flush=True)
                 rows.append(measure(Path(folder) / f"{number}{measure.__name__}", options, per_message))
     print(machine())

@@ -30,7 +30,7 @@ def delivery(data: Path, parts: Parts, say: Callable[[str], None]) -> Iterator[N
         return
     arguments = [f"--config={data / FILE}", f"--archive={data / 'archive'}", f"--state={data / STATE}"]
     arguments += [f"--topic={TOPIC}"]
-    arguments += ["--from_start", f"--drain_s={_DRAIN_S:g}", "--quiet"]
+    arguments += [f"--topic={TOPIC}", "--from_start", f"--drain_s={_DRAIN_S:g}", "--quiet"]
     process = children.start("millrace.delivery.run", arguments, os.environ)
     with parts.running(Part("delivery", process), _GRACE_S):
         names = ", ".join(lane.name for lane in lanes)

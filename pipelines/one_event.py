@@ -14,10 +14,9 @@ from millrace.transforms.custom.step import CustomStep
 from millrace.transforms.decode import decode_envelopes
 from millrace.transforms.fingerprint import fingerprints
 from millrace.transforms.order import order, release
-from millrace.transforms.protect import Protection
-from millrace.transforms.run_steps import run_step
-from millrace.transforms.steps import CannotOpenError, Step, Users, with_columns
-from millrace.transforms.validate import validate
+from millrace.transforms.protection import Protection
+from millrace.transforms.steps import CannotOpenError, Step, Users, run_step, with_columns
+from millrace.transforms.validation import validate
 
 
 @dataclasses.dataclass

@@ -1,6 +1,7 @@
 """Lanes as processes, killed again and again, with a destination that fails in every way, and an archive that grows."""
 
 import datetime as dt
+import functools
 import os
 import random
 import signal
@@ -140,7 +141,7 @@ def test_every_event_arrives_and_each_user_in_order_however_often_lanes_are_kill
     for window in range(2, WINDOWS + 1):
         delivering.start()
         more = _taken(tmp_path) + chance.randrange(1, 200)
-        delivering.wait(lambda enough=more: _taken(tmp_path) >= enough)
+        delivering.wait(functools.partial(_has_taken, tmp_path, more))
         delivering.kill_lane(chance.choice(["whole", "single"]))
         rows.append(_commit(table, window))
         delivering.kill()
@@ -157,6 +158,10 @@ def test_every_event_arrives_and_each_user_in_order_however_often_lanes_are_kill
         assert {message_id for _, _, message_id, _ in record} == ids - rejected
         _check_first_deliveries(record, {row["message_id"]: row["order_index"] for row in routed})
         _check_accounts(tmp_path, name, ids, rejected)
+
+
+def _has_taken(root: Path, enough: int) -> bool:
+    return _taken(root) >= enough
 
 
 def _taken(root: Path) -> int:
