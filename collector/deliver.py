@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from millrace.collector.accepted import Accepted
 from millrace.collector.breaker import Breaker
 from millrace.collector.delivery import (
     Delivered,
@@ -68,6 +69,7 @@ class Deliverer:
         observe_publish_s: Callable[[float], None] | None = None,
         *,
         set_aside: Callable[[Message, str], object],
+        accepted: Accepted | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Join the parts; nothing is sent yet.
@@ -78,6 +80,7 @@ class Deliverer:
             settings: see there.
             observe_publish_s: called with the seconds that each acknowledged request to Pub/Sub took.
             set_aside: keeps a message that Pub/Sub will never take, and why; called from a thread.
+            accepted: where to note what became durable; the caller runs it, and flushes it after `drain`.
             clock: monotonic seconds.
         """
         self.settings = settings or DeliverySettings()
@@ -102,8 +105,11 @@ class Deliverer:
         )
         self.link.on_open = self.live.flush
         rate = self.settings.replay_bytes_per_s
-        self.replay = Replay(self.link, spool, set_aside, self.live.is_busy, bytes_per_s=rate, clock=clock)
+        self.replay = Replay(
+            self.link, spool, set_aside, self.live.is_busy, bytes_per_s=rate, accepted=accepted, clock=clock
+        )
         self.counts = DeliveryCounts()
+        self._accepted = accepted
         self._clock = clock
         self._spool = spool
         self._waiting_messages = self._waiting_bytes = 0
@@ -223,14 +229,18 @@ class Deliverer:
             return False
         return self._replaying is None or self.replay.failing or self._spool.stats().messages == 0
 
-    def _published(self, group: Sequence[Waiting]) -> None:
+    def _published(self, group: Sequence[Waiting], ids: Sequence[str]) -> None:
         self.counts.published += len(group)
+        if self._accepted is not None:
+            self._accepted.published([waiting.message for waiting in group], ids)
         for waiting in group:
             self._release(waiting)
             waiting.tell(How.PUBLISHED)
 
     def _spooled(self, waiting: Waiting) -> None:
         self.counts.spooled += 1
+        if self._accepted is not None:
+            self._accepted.spooled(waiting.message)
         waiting.tell(How.SPOOLED)
         self.replay.wake()
 

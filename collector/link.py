@@ -61,15 +61,15 @@ class Link:
         self._clock = clock
         self._logged_s = self._acknowledged_s = -math.inf
 
-    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> None:
-        """Return when Pub/Sub has acknowledged all parts (publish.encode).
+    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> Sequence[str]:
+        """Return Pub/Sub's ids once it has acknowledged all parts (publish.encode).
 
         Raises:
             PublishFailed: not acknowledged, though it may have arrived.
         """
         started_s = self._clock()
         try:
-            await self._publisher.publish(parts, timeout_s)
+            ids = await self._publisher.publish(parts, timeout_s)
         except PublishFailed as error:
             self._failed(error, started_s)
             raise
@@ -81,6 +81,7 @@ class Link:
         if self._observe_publish_s is not None:
             self._observe_publish_s(took_s)
         self._answered(took_s)
+        return ids
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -52,7 +52,7 @@ class Live:
         link: Link,
         settings: DeliverySettings,
         *,
-        published: Callable[[Sequence[Waiting]], None],
+        published: Callable[[Sequence[Waiting], Sequence[str]], None],
         unpublished: Callable[[Sequence[Waiting]], None],
         unfit: Callable[[Waiting, Exception], None],
         clock: Callable[[], float] = time.monotonic,
@@ -62,7 +62,7 @@ class Live:
         Args:
             link: the way to Pub/Sub.
             settings: `deadline_s` and `in_flight`.
-            published: called with what Pub/Sub has acknowledged.
+            published: called with what Pub/Sub has acknowledged, and its ids.
             unpublished: called with what it has not, in time; it may have arrived.
             unfit: called with what is no message, say for text that is no UTF-8, and why.
             clock: monotonic seconds.
@@ -128,13 +128,16 @@ class Live:
     async def _send_waiting(self) -> None:
         while self._queue:
             group, parts = self._take()
-            acknowledged = False
+            ids: Sequence[str] | None = None
             try:
-                acknowledged = not group or await self._send(parts, group[0].expires_s)
+                ids = await self._send(parts, group[0].expires_s) if group else []
             except Exception:
                 log.exception("publishing failed in an unforeseen way; the messages are spooled")
             finally:  # also when it is cancelled
-                (self._published if acknowledged else self._unpublished)(group)
+                if ids is None:
+                    self._unpublished(group)
+                else:
+                    self._published(group, ids)
         self.in_flight -= 1  # here, not when the task is over: a message that is put in between would find no sender
 
     def _take(self) -> tuple[list[Waiting], list[bytes]]:
@@ -156,21 +159,19 @@ class Live:
             parts.append(part)
         return group, parts
 
-    async def _send(self, parts: Sequence[bytes], expires_s: float) -> bool:
-        """Publish, again where that may help; False when there is no time left or no hope."""
+    async def _send(self, parts: Sequence[bytes], expires_s: float) -> Sequence[str] | None:
+        """Publish, again where that may help; return Pub/Sub's ids, None when there is no time left or no hope."""
         pause_s = _RETRY_FIRST_S
         while True:
             try:
-                await self._link.publish(parts, max(expires_s - self._clock(), self._least_s))
+                return await self._link.publish(parts, max(expires_s - self._clock(), self._least_s))
             except PublishFailed as error:
                 left_s = expires_s - self._clock()
                 hopeless = error.failure is not Failure.PASSING or not self._link.breaker.closed
                 if hopeless or left_s - pause_s < self._least_s:
-                    return False
-            else:
-                return True
+                    return None
             await asyncio.sleep(pause_s)
             if not self._link.breaker.closed:  # others have found out meanwhile
-                return False
+                return None
             pause_s = min(_RETRY_LONGEST_S, pause_s * 2)
             self.retries += 1

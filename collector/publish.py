@@ -28,6 +28,7 @@ MAX_BYTES = 9_000_000
 _METHOD = "/google.pubsub.v1.Publisher/Publish"
 _TOPIC = re.compile(r"projects/[^/\s]+/topics/[A-Za-z][A-Za-z0-9_.~+%-]{2,254}")
 _PublishRequest = types.PublishRequest.meta.pb
+_PublishResponse = types.PublishResponse.meta.pb
 
 
 class Failure(enum.Enum):
@@ -63,8 +64,8 @@ class PublishFailed(Exception):  # noqa: N818  it is an outcome to act on
 class Publisher(Protocol):
     """What sends requests; a test may have its own."""
 
-    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> None:
-        """Return when Pub/Sub has acknowledged all parts (`encode`), each a message. Raises PublishFailed."""
+    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> Sequence[str]:
+        """Return Pub/Sub's ids once it has acknowledged all parts (`encode`), each a message. Raises PublishFailed."""
         ...
 
     async def close(self) -> None:
@@ -102,13 +103,13 @@ class TopicPublisher:
         self._channel = channel or open_channel()
         self._call = self._channel.unary_unary(_METHOD)
 
-    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> None:
-        """Return when Pub/Sub has acknowledged all parts. Raises PublishFailed."""
+    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> Sequence[str]:
+        """Return Pub/Sub's ids once it has acknowledged all parts. Raises PublishFailed."""
         payload = b"".join((self._head, *parts))
         try:
             # Not gRPC's own deadline: that is reckoned from the wall clock, which may be set meanwhile.
             async with asyncio.timeout(timeout_s):
-                await self._call(payload, metadata=self._metadata)
+                answer = await self._call(payload, metadata=self._metadata)
         except TimeoutError:
             raise PublishFailed(Failure.PASSING, f"no answer within {timeout_s:.3f} s") from None
         except grpc.aio.AioRpcError as error:
@@ -116,6 +117,7 @@ class TopicPublisher:
             raise PublishFailed(failure, f"{error.code().name}: {error.details()}") from error
         except grpc.aio.UsageError as error:  # the channel was closed under it
             raise PublishFailed(Failure.PASSING, f"closed: {error}") from error
+        return list(_PublishResponse.FromString(answer).message_ids)
 
     async def close(self) -> None:
         """Close the channel; what is under way fails."""

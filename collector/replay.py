@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from millrace.collector.accepted import Accepted
 from millrace.collector.link import Link
 from millrace.collector.message import Message
 from millrace.collector.publish import MAX_MESSAGES, Failure, PublishFailed, encode
@@ -57,6 +58,7 @@ class Replay:
         is_live_busy: Callable[[], bool],
         *,
         bytes_per_s: float,
+        accepted: Accepted | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare; nothing runs yet.
@@ -67,6 +69,7 @@ class Replay:
             set_aside: puts a message that Pub/Sub will never take where a person finds it, and says why.
             is_live_busy: whether live messages are waiting for their turn.
             bytes_per_s: most that it sends; more slows live traffic while a backlog is sent.
+            accepted: where to note what was sent.
             clock: monotonic seconds.
         """
         self.messages = 0
@@ -80,6 +83,7 @@ class Replay:
         self._put_aside = set_aside
         self._is_live_busy = is_live_busy
         self._bytes_per_s = bytes_per_s
+        self._accepted = accepted
         self._clock = clock
         self._woken = asyncio.Event()
         self._hurrying = False
@@ -161,7 +165,7 @@ class Replay:
         """Publish and settle; halve what is unfit until the messages to blame are alone. Returns bytes sent."""
         parts = [encode(message) for _, message in chunk]
         try:
-            await self._link.publish(parts, timeout_s)
+            ids = await self._link.publish(parts, timeout_s)
         except PublishFailed as error:
             if error.failure is not Failure.UNFIT:
                 raise
@@ -170,6 +174,8 @@ class Replay:
                 return 0
             half = len(chunk) // 2
             return await self._send(chunk[:half], timeout_s) + await self._send(chunk[half:], timeout_s)
+        if self._accepted is not None:
+            await self._accepted.replayed([message for _, message in chunk], ids)
         await self._settle([place for place, _ in chunk])
         self.messages += len(chunk)
         return sum(map(len, parts))

@@ -107,6 +107,13 @@ def _check(settings: Settings) -> None:
             pass
     except OSError as error:
         raise CannotStartError(f"--spool {settings.spool} cannot be written: {error.strerror}") from error
+    try:
+        if settings.accepted:
+            Path(settings.accepted).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=settings.accepted):
+                pass
+    except OSError as error:
+        raise CannotStartError(f"--accepted {settings.accepted} cannot be written: {error.strerror}") from error
     wanted = settings.http.connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:

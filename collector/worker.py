@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from google.auth.exceptions import GoogleAuthError
 
+from millrace.collector.accepted import Accepted
 from millrace.collector.app import App
 from millrace.collector.control import Control, News, Order
 from millrace.collector.deliver import Deliverer
@@ -50,9 +51,11 @@ class Worker:
         self._ending = asyncio.Event()
         sources = Sources.load(settings.sources)
         self._spool = Spool(Path(settings.spool), max(1, settings.spool_max_bytes // settings.workers))
+        self._accepted = Accepted(Path(settings.accepted)) if settings.accepted else None
         self._deliverer = Deliverer(
             TopicPublisher(settings.topic), self._spool, DeliverySettings(deadline_s=settings.publish_deadline_s),
             self.metrics.published_s.observe, set_aside=UnfitFolder(Path(settings.spool) / "unfit").keep,
+            accepted=self._accepted,
         )  # fmt: skip
         self._app = App(
             sources, self._deliverer, settings.limits, self.metrics, self.health,
@@ -73,6 +76,9 @@ class Worker:
         self._deliverer.start()
         await self._listener.start([self._listening])
         background = [asyncio.create_task(each) for each in (self._obey(), self._adopt())]
+        if self._accepted is not None:
+            background.append(asyncio.create_task(self._accepted.run()))
+            self.metrics.read(self._unrecorded)
         self._control.tell(News(ready=True))
         # What lives now lives for good: the collector of garbage need not look at it each time.
         gc.collect()
@@ -88,6 +94,8 @@ class Worker:
         for each in background:
             each.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        if self._accepted is not None:
+            await self._accepted.flush()
         await asyncio.to_thread(self._spool.close)
         log.info("ended", left_messages=left.messages, left_bytes=left.bytes)
 
@@ -126,6 +134,11 @@ class Worker:
             return
         if adopted:
             self._deliverer.replay.wake()
+
+    def _unrecorded(self) -> dict[str, tuple[str, float]]:
+        assert self._accepted is not None
+        text = "Messages whose acceptance could not be noted: millrace verify will not know of them."
+        return {"millrace_collector_unrecorded_total": (text, float(self._accepted.lost))}
 
     def _connections(self) -> dict[str, tuple[str, float]]:
         return {

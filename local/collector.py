@@ -68,6 +68,7 @@ def collector(data: Path, port: int, parts: Parts, say: Callable[[str], None]) -
     """
     arguments = [
         f"--topic={TOPIC}", f"--sources={data / FILE}", f"--spool={data / 'spool'}", f"--port={port}", "--admin_port=0",
+        f"--accepted={data / 'accepted'}",
         "--workers=1", "--demo", f"--drain_s={_DRAIN_S:g}", "--log=json",
     ]  # fmt: skip
     process = children.start("millrace.collector.run", arguments, os.environ, errors=subprocess.PIPE)

@@ -25,6 +25,7 @@ COMMANDS = {
     "routes": ("millrace.pipelines.routes", "where an event would go, and why"),
     "dry-run": ("millrace.pipelines.dry_run", "what a changed configuration would make of the archive's last days"),
     "new": ("millrace.testing.new", "a transform of your own, with its test, to start from"),
+    "verify": ("millrace.pipelines.verify", "is every accepted event accounted for, and if not, which are missing"),
     "compact": ("millrace.sinks.compact", "merge the small files of a table, and clear what nobody needs"),
 }
 

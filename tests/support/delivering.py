@@ -51,7 +51,7 @@ class MemoryPubSub:
     stored: list[str] = dataclasses.field(default_factory=list)
     """Names, in the order in which they were stored."""
 
-    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> None:
+    async def publish(self, parts: Sequence[bytes], timeout_s: float) -> list[str]:
         loop = asyncio.get_running_loop()
         names = names_of(parts)
         self.requests.append(Request(loop.time(), names))
@@ -68,6 +68,7 @@ class MemoryPubSub:
             self.stored += names
         if fails is not None:
             raise PublishFailed(fails, f"told to fail: {fails.value}")
+        return [f"{len(self.requests)}-{place}" for place in range(len(names))]
 
     async def close(self) -> None:
         self.fails = Failure.PASSING
