@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -21,8 +22,14 @@ from millrace.sinks.storage import Location
 from millrace.transforms.route import columns_for, route_rows, rows_for
 
 _LOG = logging.getLogger(__name__)
-_SEEN = "archive version"
+SEEN = "archive version"
+"""In the ledger's memory: up to which version of the archive its parts are enrolled."""
+BEGAN = "began at version"
+"""In the ledger's memory: what was in the archive up to this version is not for this lane."""
 _ROW_MASK = (1 << ROW_BITS) - 1
+ROUTES = "routes"
+"""In the ledger's memory: a JSON list of (LaneSettings.digest, the first part that was read with it)."""
+_MOST_ROUTES = 50
 _KEEP_S = 7 * 86_400
 """How long the marks of settled parts are kept, for `millrace verify`."""
 _BOOKMARK_S = 30.0
@@ -59,9 +66,11 @@ class ArchiveFeed:
 
     def open(self) -> tuple[list[Pending], list[Pending]]:
         """Return what an earlier run left unsettled."""
-        if self._ledger.get(_SEEN) is None:
+        if self._ledger.get(SEEN) is None:
             newest = None if self._from_start else self._log.newest()
-            self._ledger.put(_SEEN, str(-1 if newest is None else newest).encode())
+            self._ledger.put(BEGAN, str(-1 if newest is None else newest).encode())
+            self._ledger.put(SEEN, str(-1 if newest is None else newest).encode())
+        self._note_routes()
         self._ledger.forget(time.time_ns() // 1_000 - _KEEP_S * 1_000_000)
         tried = {each.position: each for each in self._ledger.trying()}
         failed: list[Pending] = []
@@ -158,16 +167,23 @@ class ArchiveFeed:
         """Say where the lane is, for compaction."""
         self._write_bookmark(time.time_ns() // 1_000)
 
+    def _note_routes(self) -> None:
+        """Note from which part on which routes were asked, for `millrace verify`."""
+        told = msgspec.json.decode(self._ledger.get(ROUTES) or b"[]", type=list[tuple[str, int]])
+        if not told or told[-1][0] != self._settings.digest:
+            told.append((self._settings.digest, self._ledger.first_unread()))
+            self._ledger.put(ROUTES, msgspec.json.encode(told[-_MOST_ROUTES:]))
+
     def _look(self) -> None:
         """Enrol what was committed since the last look."""
         if time.monotonic() < self._next_look:
             return
-        seen_before = int(self._ledger.get(_SEEN) or b"-1")
+        seen_before = int(self._ledger.get(SEEN) or b"-1")
         seen = self._log.since(seen_before, lambda: {file for entry in self._ledger.entries() for file in entry.files})
         if seen.version != seen_before:
             with self._ledger.writing():
                 self._ledger.enrol(seen.entries)
-                self._ledger.keep(_SEEN, str(seen.version).encode())
+                self._ledger.keep(SEEN, str(seen.version).encode())
         self._next_look = time.monotonic() + self._log.poll_s
 
     def _events(

@@ -200,6 +200,15 @@ class Ledger:
         """Return the next parts that the lane has not read, oldest first: those behind one that it has in its hands."""
         return self._entries("WHERE outcomes IS NULL AND is_open AND seq > ? ORDER BY seq LIMIT ?", after, limit)
 
+    def first_unread(self) -> int:
+        """Return the place of the next part that the lane will read, or would: there may be none there yet."""
+        query = "SELECT min(seq) FROM entries WHERE outcomes IS NULL AND is_open"
+        for found in (query, "SELECT max(seq) + 1 FROM entries"):
+            (seq,) = self._db.execute(found).fetchone()
+            if seq is not None:
+                return int(seq)
+        return 1
+
     def unfinished(self) -> list[tuple[Entry, npt.NDArray[np.uint8]]]:
         """Return the parts that were read and hold rows which are not settled, with their marks."""
         entries = self._entries("WHERE outcomes IS NOT NULL AND is_open ORDER BY seq")
@@ -227,6 +236,11 @@ class Ledger:
         return [Entry(v, w, c, tuple(msgspec.json.decode(f)), n, s) for v, w, c, f, n, s in rows]
 
     # What became of the events
+
+    def was_read(self, seq: int) -> bool:
+        """Say whether a part was read, and so has marks."""
+        query = "SELECT count(*) FROM entries WHERE seq = ? AND outcomes IS NOT NULL"
+        return bool(self._db.execute(query, (seq,)).fetchone()[0])
 
     def marks(self, seq: int) -> npt.NDArray[np.uint8]:
         """Return one Mark a row; all NOT_ROUTED where the part was not read."""

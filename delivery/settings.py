@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+import xxhash
+
 from millrace.delivery.retry import RetryPolicy
 from millrace.transforms.route import Route
 
@@ -46,6 +49,12 @@ class LaneSettings:
     def name(self) -> str:
         """The name of the lane: its ledger's file."""
         return self.sink.name if self.is_ordered else f"{self.sink.name}.unordered"
+
+    @property
+    def digest(self) -> str:
+        """What tells these routes from others, as far as they say which events they take."""
+        said = [(r.name, r.to, str(r.when or ""), r.sample, r.sample_by, r.consent, r.strategy) for r in self.routes]
+        return xxhash.xxh3_64_hexdigest(msgspec.json.encode(said))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import datetime as dt
 import re
+import sqlite3
 import sys
 import tempfile
 import time
@@ -10,14 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
+from deltalake.exceptions import DeltaError
 
+from millrace.collector.sources import FILE
+from millrace.config.fanout import FanoutError, load_fanout
 from millrace.pipelines.verify_accepted import HOUR_US, Acceptances
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
+from millrace.pipelines.verify_lanes import LaneAccount, LaneCheck
 from millrace.pipelines.verify_repeats import repeated_ids
 from millrace.pipelines.verify_report import Report, as_json, as_text
 from millrace.pipelines.verify_sources import SourceCheck
 from millrace.pipelines.verify_tables import ALL, SPECS, Slice, Tables, open_tables
-from millrace.sinks.storage import StorageError
+from millrace.sinks.delta import find_table
+from millrace.sinks.storage import StorageError, locate
+from millrace.sinks.tables import UNDELIVERED, load
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DESCRIPTION = """\
@@ -26,7 +33,11 @@ Check that every event is accounted for. Per source and hour:
   accepted = archived + duplicates + dead letters + dropped + in flight
 
 What was accepted is known from the notes of millrace collector --accepted; without them the tables are counted, and
-looked through for records that are there twice."""
+looked through for records that are there twice. Per sink, from the ledgers of millrace deliver (--state):
+
+  routed = delivered + dead + skipped + parked + waiting
+
+and the archive's parts, the routes and the table of what could not be delivered are held against each ledger."""
 _EPILOG = """\
 exit codes: 0 it closes; 1 it does not: the ids are named; 2 it could not be told, and a line says why
 
@@ -39,7 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with Findings(given.ids) as findings, tempfile.TemporaryDirectory(prefix="millrace-verify-") as scratch:
             report = _run(given, findings, Path(scratch))
-    except (StorageError, OSError) as error:
+    except FanoutError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (StorageError, DeltaError, OSError, sqlite3.Error) as error:
         print(f"millrace verify: {error}", file=sys.stderr)
         return 2
     print(as_json(report) if given.json else as_text(report))
@@ -53,25 +67,42 @@ def _run(given: argparse.Namespace, findings: Findings, scratch: Path) -> Report
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"SET memory_limit = '{given.memory_mb}MB'")
         connection.execute("SET preserve_insertion_order = false")
-        folder = given.accepted or _default_notes(given)
+        folder = given.accepted or _beside(given, "accepted")
         acceptances = None if folder is None else Acceptances(connection, folder)
         settled_us = round(given.settled_after * 1_000_000)
         findings.add(Finding(Kind.FILE_GONE, file.path, file.table) for file in tables.gone)
         sources = SourceCheck(tables, connection, acceptances, findings, settled_after_us=settled_us, hours=hours).run()
         findings.add(repeated_ids(tables, connection, round(given.dedup_horizon_s * 1_000_000), hours))
-    return Report(sources, findings, _rows_gone(tables), tables.newest_us, time.time_ns() // 1_000)
+    lanes = _lanes(given, tables, findings, scratch, hours)
+    return Report(sources, lanes, findings, _rows_gone(tables), tables.newest_us, time.time_ns() // 1_000)
+
+
+def _lanes(
+    given: argparse.Namespace, tables: Tables, findings: Findings, scratch: Path, hours: Slice
+) -> list[LaneAccount]:
+    state = given.state or _beside(given, "delivery")
+    if state is None:
+        return []
+    config = given.config or _beside(given, FILE)
+    lanes = load_fanout("" if config is None else str(config), only="").lanes
+    archive = tables.tables["archive"]
+    uri = given.undelivered or f"{archive.location.uri.rpartition('/')[0]}/undelivered"
+    there = load(locate(uri)) is not None
+    undelivered = find_table(uri, [UNDELIVERED]) if there else None
+    check = LaneCheck(archive, undelivered, findings, scratch, fast=given.fast, hours=hours)
+    return check.run(state, lanes)
 
 
 def _uris(given: argparse.Namespace) -> dict[str, str]:
     return {name: getattr(given, name) or f"{given.data.rstrip('/')}/{name}" for name in SPECS}
 
 
-def _default_notes(given: argparse.Namespace) -> Path | None:
-    """Return where a local run keeps the notes of its collector, if it is one."""
+def _beside(given: argparse.Namespace, name: str) -> Path | None:
+    """Return where a local run keeps a thing, if it is one and has it."""
     if "://" in given.data:
         return None
-    folder = Path(given.data) / "accepted"
-    return folder if folder.is_dir() else None
+    path = Path(given.data) / name
+    return path if path.exists() else None
 
 
 def _rows_gone(tables: Tables) -> int:
@@ -93,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}", metavar="URI", help=f"the table, where it is elsewhere (default: DATA/{name})")
     add("--accepted", type=Path, metavar="DIR", help="notes of millrace collector --accepted; those of several "
         "collectors may be copied into one folder (default: DATA/accepted, where that is there)")  # fmt: skip
+    add("--state", type=Path, metavar="DIR", help="the --state of millrace deliver: check its lanes, too (default: "
+        "DATA/delivery, where that is there)")  # fmt: skip
+    add("--config", type=Path, metavar="FILE", help="with the routes (default: DATA/millrace.yaml)")
+    add("--undelivered", metavar="URI", help="the table of what sinks did not take (default: beside the archive)")
+    add("--fast", action="store_true", help="ask no route again which events it takes")
     add("--since", type=_hour, metavar="TIME", help="from this hour on, UTC: 2026-03-01T12, or 2026-03-01 (all)")
     add("--until", type=_hour, metavar="TIME", help="up to this hour, which is not looked at (all)")
     add("--settled-after", type=_duration, default="15m", metavar="TIME", help="what is in no table is in flight; "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from millrace.pipelines.verify_findings import HINTS, SHOWN, Findings
+from millrace.pipelines.verify_lanes import LaneAccount, lines_of
 from millrace.pipelines.verify_sources import DOORS, Account, Sources
 from millrace.pipelines.verify_tables import hour_name, iso
 
@@ -16,6 +17,7 @@ class Report:
 
     Attributes:
         sources: the accounts of sources.
+        lanes: those of sinks.
         findings: what is wrong.
         rows_gone: in files that are no longer there.
         newest_us: publish time of the newest message in the tables.
@@ -23,6 +25,7 @@ class Report:
     """
 
     sources: Sources
+    lanes: Sequence[LaneAccount]
     findings: Findings
     rows_gone: int
     newest_us: int | None
@@ -56,6 +59,7 @@ def as_json(report: Report) -> str:
         "oldest_in_flight": None if found.oldest_in_flight_us is None else iso(found.oldest_in_flight_us),
         "in_spool": found.in_spool,
         "sources": accounts,
+        "sinks": [dataclasses.asdict(account) for account in report.lanes],
         "findings": {kind.value: count for kind, count in report.findings.counts.items()},
         "ids": [{**each._asdict(), "kind": each.kind.value} for each in report.findings.shown],
     }
@@ -64,7 +68,7 @@ def as_json(report: Report) -> str:
 
 def as_text(report: Report) -> str:
     """Return it for a person."""
-    return "\n".join([*_sources(report.sources), "", *_said(report), *_wrong(report.findings)])
+    return "\n".join([*_sources(report.sources), "", *_lanes(report.lanes), *_said(report), *_wrong(report.findings)])
 
 
 def _sources(found: Sources) -> Iterator[str]:
@@ -116,6 +120,22 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 2) 
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
+
+
+def _lanes(lanes: Sequence[LaneAccount]) -> Iterator[str]:
+    if not lanes:
+        return
+    head, *rows = lines_of(lanes)
+    yield from aligned(head, rows, texts=1)
+    for lane in lanes:
+        if lane.not_configured:
+            yield f"{lane.lane} is not in the configuration (--config): its routes could not be asked."
+        elif lane.unchecked:
+            yield (
+                f"{lane.lane}: of {lane.unchecked:,} rows it is taken on trust which it should get: their files were "
+                "merged, the routes have changed since, or --fast."
+            )
+    yield ""
 
 
 def _said(report: Report) -> Iterator[str]:
