@@ -35,6 +35,11 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+def is_json(field: pa.Field) -> bool:
+    """Say whether the text of a column is JSON."""
+    return bool(field.metadata) and b"millrace.json" in field.metadata
+
+
 def json_rows(rows: pa.RecordBatch) -> list[bytes]:
     """Return each row as a JSON object on one line, without its nulls, its members in the order of the columns.
 
@@ -62,7 +67,7 @@ def json_rows(rows: pa.RecordBatch) -> list[bytes]:
 
 def _members(field: pa.Field, column: pa.Array) -> pa.Array:
     """Return `"name":value` for each row; null where it has none."""
-    values, before, after = _values(column, is_json=bool(field.metadata) and b"millrace.json" in field.metadata)
+    values, before, after = _values(column, is_json=is_json(field))
     return _join(_scalar(f"{_name(field.name)}:{before}"), values, _scalar(after))
 
 
