@@ -42,6 +42,7 @@ setup(
         "millrace.testing": ["templates/*.txt"],
         "millrace.collector": ["shop/*", "shop/sdk/*"],
         "millrace.schemas": ["*.avsc", "added/*.avsc"],
+        "millrace.sinks": ["*.lua"],
     },
     install_requires=[
         "apache-beam[gcp]==2.77.0",

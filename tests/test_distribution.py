@@ -41,7 +41,7 @@ def modules() -> set[str]:
         (package, folder, file)
         for package, folder in packages.items()
         for file in folder.iterdir()
-        if file.suffix in {".py", ".avsc", ".typed", ".lark"}
+        if file.suffix in {".py", ".avsc", ".typed", ".lark", ".lua"}
     ]
     collector = ROOT / "collector"
     files += [("millrace/collector", collector, file) for file in (collector / "shop").rglob("*") if file.is_file()]

@@ -1,0 +1,293 @@
+"""The sink `redis`: a live profile of each user, with traits, times and counters, each event applied once."""
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from redis import asyncio as client
+from redis import exceptions as errors
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from millrace.config.secrets import SecretError, SecretReference
+from millrace.sinks.sink import (
+    DELIVERED,
+    CannotOpenSinkError,
+    Delivery,
+    Fault,
+    Memory,
+    Outcome,
+    Rejected,
+    Sink,
+    SinkDownError,
+)
+
+BOOKS = "millrace:"
+"""In front of a profile's key: what was applied to it, and the time of each trait (a hash)."""
+IDS = "millrace:ids:"
+"""In front of a profile's key: ids of its events that came without order, by when (a sorted set)."""
+
+_BEFORE = (BOOKS, IDS, IDS.removeprefix(BOOKS))
+"""No prefix may be such that a user's key, with one of these before it, is another user's."""
+_EPOCH = "redis_epoch"
+_SCHEMES = ("redis", "rediss", "unix")
+_SCRIPT = resources.files(__package__).joinpath("profile.lua").read_text(encoding="utf-8")
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+_pack = msgspec.msgpack.Encoder().encode
+_traits = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
+
+_UNREADABLE = Rejected(Fault.REJECTED, "the traits are not JSON that can be read")
+_OTHER_TYPE = Rejected(Fault.REJECTED, "the user's key in Redis is of another type than a profile: another prefix?")
+
+
+class _Open:
+    """What the sink holds while it is open."""
+
+    def __init__(self) -> None:
+        self.client: client.Redis | None = None
+        self.epoch = ""
+        self.was_open = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Redis(Sink):
+    """Keeps a hash for each user: `trait:NAME`, first_seen, last_seen, last_event, and how many events.
+
+    Attributes:
+        url: `redis://host:port/db`, `rediss://` for TLS, without a password; or a reference to a secret that holds the
+            whole.
+        password: a reference to the password; none: without.
+        prefix: in front of the user's key. No other sink may have the same.
+        ttl_days: a profile goes when its user sent nothing for so long; none: it stays.
+        traits: which traits of identify events are kept; none: all.
+        counters: names of events that are counted each; all are counted together, and by type.
+        ids_kept: of events that come without order, so many of a user's last ids are known again ...
+        ids_days: ... for so long.
+        timeout_s: without an answer for so long, Redis counts as down.
+    """
+
+    url: str
+    password: str = ""
+    prefix: str = "user:"
+    ttl_days: float | None = None
+    traits: tuple[str, ...] | None = None
+    counters: tuple[str, ...] = ()
+    ids_kept: int = 10_000
+    ids_days: float = 1.0
+    timeout_s: float = 10.0
+    _open: _Open = dataclasses.field(default_factory=_Open, init=False, repr=False, compare=False)
+
+    max_in_flight = 4
+    keeps_order = True
+    keeps_ids = True
+
+    def __post_init__(self) -> None:
+        if not _is_reference(self.url):
+            _check_url(self.url)
+        if self.password and not _is_reference(self.password):
+            raise ValueError("password has to say where the secret is, such as env:REDIS_KEY, never the secret itself")
+        if self.prefix.startswith(BOOKS) or any((each + self.prefix).startswith(self.prefix) for each in _BEFORE):
+            raise ValueError("prefix would mix a user's key with what is noted of another; take one such as user:")
+        if self.ttl_days is not None and self.ttl_days <= 0:
+            raise ValueError(f"ttl_days has to be above 0, got {self.ttl_days}; leave it out for ever")
+        if self.ids_kept < 1 or self.ids_days <= 0 or self.timeout_s <= 0:
+            raise ValueError("ids_kept, ids_days and timeout_s have to be above 0")
+
+    async def open(self, memory: Memory) -> None:
+        """Connect; see Sink.open."""
+        await self.close()
+        epoch = memory.get(_EPOCH)
+        if epoch is None:  # positions of another ledger would say nothing about this one's
+            epoch = secrets.token_hex(8).encode()
+            memory.put(_EPOCH, epoch)
+        self._open.epoch = epoch.decode()
+        try:
+            url = _resolved(self.url) if _is_reference(self.url) else self.url
+            password = _resolved(self.password) if self.password else None
+        except SecretError as error:
+            raise CannotOpenSinkError(str(error)) from None
+        try:
+            found = client.Redis.from_url(
+                url,
+                password=password,  # one in the url goes before it
+                socket_timeout=self.timeout_s,
+                socket_connect_timeout=self.timeout_s,
+                retry=Retry(NoBackoff(), 0),  # the lane tries again
+                client_name="millrace",
+            )
+        except ValueError as error:  # not repeated, since it may show a part of a secret
+            raise CannotOpenSinkError(f"the url of Redis cannot be read: {type(error).__name__}") from None
+        self._open.client = found
+        try:
+            await found.ping()
+        except (errors.AuthenticationError, errors.NoPermissionError) as error:
+            if not self._open.was_open:
+                raise CannotOpenSinkError(f"Redis cannot be used as configured: {error}") from None
+            raise _down(error) from None
+        except (errors.RedisError, OSError) as error:
+            raise _down(error) from None
+        self._open.was_open = True
+
+    async def close(self) -> None:
+        """Disconnect."""
+        opened, self._open.client = self._open.client, None
+        if opened is not None:
+            await opened.aclose()
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        """Apply the events to their users' profiles, all of them in one call; see Sink.deliver."""
+        events = _events(delivery, None if self.traits is None else frozenset(self.traits))
+        rows_of: dict[str, list[int]] = {}
+        for row, user in enumerate(delivery.user_keys):
+            if events[row] is not None:
+                rows_of.setdefault(user, []).append(row)
+        outcomes: list[Outcome] = [DELIVERED if event is not None else _UNREADABLE for event in events]
+        if rows_of:
+            answers = await self._apply(list(rows_of), [[events[row] for row in rows] for rows in rows_of.values()])
+            for rows, answer in zip(rows_of.values(), answers, strict=True):
+                if isinstance(answer, bytes):
+                    for row in rows:
+                        outcomes[row] = _OTHER_TYPE
+        return outcomes
+
+    async def _apply(self, users: Sequence[str], events: Sequence[Any]) -> Sequence[Any]:
+        opened = self._open.client
+        if opened is None:
+            raise SinkDownError("no connection to Redis")
+        keys = [text for user in users for text in self._keys(user)]
+        lives = 0 if self.ttl_days is None else max(1, round(self.ttl_days * 86_400))
+        ids_live = max(1, round(self.ids_days * 86_400))
+        job = _pack((self._open.epoch, lives, self.ids_kept, ids_live, self.counters, events))
+        try:
+            try:
+                found: Any = await opened.evalsha(_SCRIPT_SHA, len(keys), *keys, job)
+            except errors.NoScriptError:  # the server was started anew
+                found = await opened.eval(_SCRIPT, len(keys), *keys, job)
+        except (errors.RedisError, OSError) as error:
+            raise _down(error) from None
+        answers: Sequence[Any] = found
+        return answers
+
+    def _keys(self, user: str) -> tuple[str, str, str]:
+        key = self.prefix + user
+        return key, BOOKS + key, IDS + key
+
+
+def _events(delivery: Delivery, wanted: frozenset[str] | None) -> list[Any]:
+    """Return each row as profile.lua takes it; None where its traits cannot be read.
+
+    Raises:
+        SinkDownError: the route leaves out a column that a profile is made of.
+    """
+    rows = delivery.rows
+    lacks = [name for name in ("type", "event", "occurred_at", "traits") if name not in rows.schema.names]
+    if lacks:
+        raise SinkDownError(f"a profile is made of columns that the route leaves out: add {', '.join(lacks)} to it")
+    # As text, 2026-11-25 12:00:00.000000Z: all of one length.
+    times = rows.column("occurred_at").cast(pa.timestamp("us", tz="UTC")).cast(pa.string())
+    times = pc.utf8_replace_slice(times, 10, 11, "T")
+    names = rows.column("event").fill_null("").to_pylist()
+    orders: Sequence[int | None] = [None] * len(delivery)
+    if "order_index" in rows.schema.names:
+        orders = rows.column("order_index").to_pylist()
+    found: list[Any] = [
+        (
+            f"{position:019d}" if is_ordered else "",
+            f"{order:019d}" if is_ordered and order is not None else "",
+            message_id,
+            at,
+            kind,
+            name,
+            (),
+        )
+        for position, is_ordered, order, message_id, at, kind, name in zip(
+            delivery.positions,
+            delivery.is_ordered,
+            orders,
+            delivery.message_ids,
+            times.to_pylist(),
+            rows.column("type").to_pylist(),
+            names,
+            strict=True,
+        )
+    ]
+    if wanted is None or wanted:
+        identifies = pc.and_(pc.equal(rows.column("type"), "identify"), rows.column("traits").is_valid())
+        for row in pc.indices_nonzero(identifies).to_pylist():
+            try:
+                given = _given(rows.column("traits")[row].as_py(), wanted)
+            except (msgspec.DecodeError, RecursionError):
+                found[row] = None
+            else:
+                found[row] = (*found[row][:-1], given)
+    return found
+
+
+def _given(traits: str, wanted: frozenset[str] | None) -> list[Any]:
+    """Return names and values in turn: a text as it is, null as False, all else as its JSON.
+
+    >>> _given('{"plan": "pro", "age": 7.50, "old": null, "tags": ["a"]}', None)
+    ['plan', 'pro', 'age', '7.50', 'old', False, 'tags', '["a"]']
+
+    Raises:
+        msgspec.DecodeError: it is no JSON.
+        RecursionError: it is nested too deeply.
+    """
+    found: list[Any] = []
+    try:
+        values = _traits(traits)
+    except msgspec.ValidationError:  # no object
+        return found
+    for name, raw in values.items():
+        if wanted is None or name in wanted:
+            value: Any = bytes(raw).decode()
+            if value == "null":
+                value = False
+            elif value.startswith('"'):
+                value = _text(value)
+            found += (name, value)
+    return found
+
+
+def _down(error: Exception) -> SinkDownError:
+    """Return the error as one of the whole destination: nothing else is left of it, profile.lua sees to single keys."""
+    if isinstance(error, errors.OutOfMemoryError):
+        return SinkDownError("Redis is out of memory (maxmemory): give it more, or let profiles go with ttl_days")
+    if isinstance(error, errors.BusyLoadingError):
+        return SinkDownError("Redis is loading its data", after_s=1.0)
+    if isinstance(error, errors.ReadOnlyError):
+        return SinkDownError("Redis is a replica that takes no writes: name the primary in url")
+    return SinkDownError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        has_password = parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:
+        raise ValueError("url has to be redis://host:port/db, rediss:// for TLS, or unix:///path") from None
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("url has to be redis://host:port/db, rediss:// for TLS, or unix:///path")
+    if has_password:
+        raise ValueError("url may not hold a password: name the secret that holds it in password")
+
+
+def _is_reference(text: str) -> bool:
+    try:
+        SecretReference.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolved(reference: str) -> str:
+    return SecretReference.parse(reference).resolve().reveal().decode()
