@@ -84,7 +84,7 @@ def _lanes(
     if state is None:
         return []
     config = given.config or _beside(given, FILE)
-    lanes = load_fanout("" if config is None else str(config), only="").lanes
+    lanes = load_fanout("" if config is None else str(config)).lanes
     archive = tables.tables["archive"]
     uri = given.undelivered or f"{archive.location.uri.rpartition('/')[0]}/undelivered"
     there = load(locate(uri)) is not None

@@ -61,7 +61,7 @@ class Lane:
 
     def run(self) -> None:
         """Have the lane carry out what is there."""
-        (lane,) = read_fanout((self.data / "millrace.yaml").read_text(), "millrace.yaml", only="").lanes
+        (lane,) = read_fanout((self.data / "millrace.yaml").read_text(), "millrace.yaml").lanes
         ledger = Ledger(self.data / "delivery" / "crm.sqlite")
         feed = ArchiveFeed(locate(str(self.data / "archive")), ledger, lane, from_start=True)
         feed.open()
