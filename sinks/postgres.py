@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pyarrow as pa
 
-from millrace.config.secrets import SecretError, SecretReference
 from millrace.sinks import postgres_errors as errors
 from millrace.sinks.copy_binary import copy_data, encode
 from millrace.sinks.json_rows import is_json
 from millrace.sinks.postgres_table import Plan, UnfitTableError, plan, table_parts
+from millrace.sinks.references import is_reference, resolved
 from millrace.sinks.sink import (
     DELIVERED,
     CannotOpenSinkError,
@@ -83,7 +83,7 @@ class Postgres(Sink):
     keeps_ids = True
 
     def __post_init__(self) -> None:
-        if not _is_reference(self.dsn):
+        if not is_reference(self.dsn):
             try:
                 parts = urlsplit(self.dsn)
             except ValueError:
@@ -92,7 +92,7 @@ class Postgres(Sink):
                 raise ValueError("dsn has to be postgresql://user@host/database, or where the secret is that holds it")
             if parts.password is not None or "password=" in parts.query:
                 raise ValueError("dsn may not hold a password: name the secret that holds it in password")
-        if self.password and not _is_reference(self.password):
+        if self.password and not is_reference(self.password):
             raise ValueError("password has to say where the secret is, such as env:PGPASSWORD, never the secret itself")
         table_parts(self.table)
         if self.on_conflict not in ("update", "keep"):
@@ -107,11 +107,8 @@ class Postgres(Sink):
         state = self._state
         await self.close()
         state.plans.clear()
-        try:
-            state.dsn = _resolved(self.dsn) if _is_reference(self.dsn) else self.dsn
-            state.password = _resolved(self.password) if self.password else None
-        except SecretError as error:
-            raise CannotOpenSinkError(str(error)) from None
+        state.dsn = resolved(self.dsn) if is_reference(self.dsn) else self.dsn
+        state.password = resolved(self.password) if self.password else None
         state.idle.append(await self._connect())
         state.was_open = True
 
@@ -216,9 +213,9 @@ class Postgres(Sink):
                 statement_cache_size=0,  # statements are few and large; and poolers such as PgBouncer have none
                 server_settings={"application_name": "millrace", "timezone": "UTC"},
             )
-        except ValueError as error:  # asyncpg's own among them; not repeated, since it may show a part of the dsn
-            raise CannotOpenSinkError(f"the dsn of PostgreSQL cannot be read: {type(error).__name__}") from None
-        except (asyncpg.PostgresError, *errors.LOST) as error:
+        except (asyncpg.PostgresError, *errors.LOST, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, OSError):  # it may show a part of the dsn
+                raise CannotOpenSinkError(f"the dsn of PostgreSQL cannot be read: {type(error).__name__}") from None
             if not state.was_open and _is_configured_wrong(error):
                 raise CannotOpenSinkError(f"PostgreSQL cannot be used as configured: {error}") from None
             raise errors.down(error) or error from None
@@ -285,15 +282,3 @@ def _is_configured_wrong(error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(("28", "3D"))
     return isinstance(error, ssl.SSLCertVerificationError)
-
-
-def _is_reference(text: str) -> bool:
-    try:
-        SecretReference.parse(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _resolved(reference: str) -> str:
-    return SecretReference.parse(reference).resolve().reveal().decode()

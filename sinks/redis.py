@@ -3,20 +3,20 @@
 import dataclasses
 import hashlib
 import secrets
+import ssl
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
 from redis import asyncio as client
 from redis import exceptions as errors
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from millrace.config.secrets import SecretError, SecretReference
+from millrace.sinks.profile_events import profile_events
+from millrace.sinks.references import is_reference, resolved
 from millrace.sinks.sink import (
     DELIVERED,
     CannotOpenSinkError,
@@ -42,8 +42,6 @@ _SCRIPT = resources.files(__package__).joinpath("profile.lua").read_text(encodin
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 _pack = msgspec.msgpack.Encoder().encode
-_traits = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_text = msgspec.json.Decoder(str).decode
 
 _UNREADABLE = Rejected(Fault.REJECTED, "the traits are not JSON that can be read")
 _OTHER_TYPE = Rejected(Fault.REJECTED, "the user's key in Redis is of another type than a profile: another prefix?")
@@ -66,6 +64,7 @@ class Redis(Sink):
         url: `redis://host:port/db`, `rediss://` for TLS, without a password; or a reference to a secret that holds the
             whole.
         password: a reference to the password; none: without.
+        ca: a file with the certificates that rediss:// trusts; none: the system's.
         prefix: in front of the user's key. No other sink may have the same.
         ttl_days: a profile goes when its user sent nothing for so long; none: it stays.
         traits: which traits of identify events are kept; none: all.
@@ -77,6 +76,7 @@ class Redis(Sink):
 
     url: str
     password: str = ""
+    ca: str = ""
     prefix: str = "user:"
     ttl_days: float | None = None
     traits: tuple[str, ...] | None = None
@@ -91,9 +91,9 @@ class Redis(Sink):
     keeps_ids = True
 
     def __post_init__(self) -> None:
-        if not _is_reference(self.url):
+        if not is_reference(self.url):
             _check_url(self.url)
-        if self.password and not _is_reference(self.password):
+        if self.password and not is_reference(self.password):
             raise ValueError("password has to say where the secret is, such as env:REDIS_KEY, never the secret itself")
         if self.prefix.startswith(BOOKS) or any((each + self.prefix).startswith(self.prefix) for each in _BEFORE):
             raise ValueError("prefix would mix a user's key with what is noted of another; take one such as user:")
@@ -110,14 +110,12 @@ class Redis(Sink):
             epoch = secrets.token_hex(8).encode()
             memory.put(_EPOCH, epoch)
         self._open.epoch = epoch.decode()
-        try:
-            url = _resolved(self.url) if _is_reference(self.url) else self.url
-            password = _resolved(self.password) if self.password else None
-        except SecretError as error:
-            raise CannotOpenSinkError(str(error)) from None
+        url = resolved(self.url) if is_reference(self.url) else self.url
+        password = resolved(self.password) if self.password else None
         try:
             found = client.Redis.from_url(
                 url,
+                **self._tls(url),
                 password=password,  # one in the url goes before it
                 socket_timeout=self.timeout_s,
                 socket_connect_timeout=self.timeout_s,
@@ -129,13 +127,25 @@ class Redis(Sink):
         self._open.client = found
         try:
             await found.ping()
-        except (errors.AuthenticationError, errors.NoPermissionError) as error:
-            if not self._open.was_open:
+        except (errors.RedisError, OSError) as error:
+            if not self._open.was_open and _is_configured_wrong(error):
                 raise CannotOpenSinkError(f"Redis cannot be used as configured: {error}") from None
             raise _down(error) from None
-        except (errors.RedisError, OSError) as error:
-            raise _down(error) from None
         self._open.was_open = True
+
+    def _tls(self, url: str) -> dict[str, Any]:
+        """Return what redis-py is to trust; it reads the file with the first connection only.
+
+        Raises:
+            CannotOpenSinkError: there are no certificates in the file.
+        """
+        if not url.startswith("rediss:") or not self.ca:
+            return {}
+        try:
+            ssl.create_default_context(cafile=self.ca)
+        except OSError as error:
+            raise CannotOpenSinkError(f"the certificates in {self.ca} cannot be read: {error.strerror}") from None
+        return {"ssl_ca_certs": self.ca}
 
     async def close(self) -> None:
         """Disconnect."""
@@ -145,7 +155,7 @@ class Redis(Sink):
 
     async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
         """Apply the events to their users' profiles, all of them in one call; see Sink.deliver."""
-        events = _events(delivery, None if self.traits is None else frozenset(self.traits))
+        events = profile_events(delivery, None if self.traits is None else frozenset(self.traits))
         rows_of: dict[str, list[int]] = {}
         for row, user in enumerate(delivery.user_keys):
             if events[row] is not None:
@@ -182,82 +192,6 @@ class Redis(Sink):
         return key, BOOKS + key, IDS + key
 
 
-def _events(delivery: Delivery, wanted: frozenset[str] | None) -> list[Any]:
-    """Return each row as profile.lua takes it; None where its traits cannot be read.
-
-    Raises:
-        SinkDownError: the route leaves out a column that a profile is made of.
-    """
-    rows = delivery.rows
-    lacks = [name for name in ("type", "event", "occurred_at", "traits") if name not in rows.schema.names]
-    if lacks:
-        raise SinkDownError(f"a profile is made of columns that the route leaves out: add {', '.join(lacks)} to it")
-    # As text, 2026-11-25 12:00:00.000000Z: all of one length.
-    times = rows.column("occurred_at").cast(pa.timestamp("us", tz="UTC")).cast(pa.string())
-    times = pc.utf8_replace_slice(times, 10, 11, "T")
-    names = rows.column("event").fill_null("").to_pylist()
-    orders: Sequence[int | None] = [None] * len(delivery)
-    if "order_index" in rows.schema.names:
-        orders = rows.column("order_index").to_pylist()
-    found: list[Any] = [
-        (
-            f"{position:019d}" if is_ordered else "",
-            f"{order:019d}" if is_ordered and order is not None else "",
-            message_id,
-            at,
-            kind,
-            name,
-            (),
-        )
-        for position, is_ordered, order, message_id, at, kind, name in zip(
-            delivery.positions,
-            delivery.is_ordered,
-            orders,
-            delivery.message_ids,
-            times.to_pylist(),
-            rows.column("type").to_pylist(),
-            names,
-            strict=True,
-        )
-    ]
-    if wanted is None or wanted:
-        identifies = pc.and_(pc.equal(rows.column("type"), "identify"), rows.column("traits").is_valid())
-        for row in pc.indices_nonzero(identifies).to_pylist():
-            try:
-                given = _given(rows.column("traits")[row].as_py(), wanted)
-            except (msgspec.DecodeError, RecursionError):
-                found[row] = None
-            else:
-                found[row] = (*found[row][:-1], given)
-    return found
-
-
-def _given(traits: str, wanted: frozenset[str] | None) -> list[Any]:
-    """Return names and values in turn: a text as it is, null as False, all else as its JSON.
-
-    >>> _given('{"plan": "pro", "age": 7.50, "old": null, "tags": ["a"]}', None)
-    ['plan', 'pro', 'age', '7.50', 'old', False, 'tags', '["a"]']
-
-    Raises:
-        msgspec.DecodeError: it is no JSON.
-        RecursionError: it is nested too deeply.
-    """
-    found: list[Any] = []
-    try:
-        values = _traits(traits)
-    except msgspec.ValidationError:  # no object
-        return found
-    for name, raw in values.items():
-        if wanted is None or name in wanted:
-            value: Any = bytes(raw).decode()
-            if value == "null":
-                value = False
-            elif value.startswith('"'):
-                value = _text(value)
-            found += (name, value)
-    return found
-
-
 def _down(error: Exception) -> SinkDownError:
     """Return the error as one of the whole destination: nothing else is left of it, profile.lua sees to single keys."""
     if isinstance(error, errors.OutOfMemoryError):
@@ -267,6 +201,11 @@ def _down(error: Exception) -> SinkDownError:
     if isinstance(error, errors.ReadOnlyError):
         return SinkDownError("Redis is a replica that takes no writes: name the primary in url")
     return SinkDownError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
+
+
+def _is_configured_wrong(error: Exception) -> bool:
+    wrong = isinstance(error, errors.AuthenticationError | errors.NoPermissionError)
+    return wrong or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _check_url(url: str) -> None:
@@ -279,15 +218,3 @@ def _check_url(url: str) -> None:
         raise ValueError("url has to be redis://host:port/db, rediss:// for TLS, or unix:///path")
     if has_password:
         raise ValueError("url may not hold a password: name the secret that holds it in password")
-
-
-def _is_reference(text: str) -> bool:
-    try:
-        SecretReference.parse(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _resolved(reference: str) -> str:
-    return SecretReference.parse(reference).resolve().reveal().decode()

@@ -234,6 +234,8 @@ def test_a_route_that_leaves_out_what_a_profile_is_made_of_is_told(redis_server,
     each = delivery([archived("m1")], columns=("message_id", "type", "user_key"))
     with pytest.raises(SinkDownError, match="leaves out: add event, occurred_at, traits to it"):
         _deliver(Redis(redis_server.url, prefix=prefix), each)
+    without = delivery([archived("m1")], columns=("message_id", "type", "event", "user_key", "occurred_at"))
+    assert _deliver(Redis(redis_server.url, prefix=prefix, traits=()), without) == [[DELIVERED]]
 
 
 def test_times_of_any_zone_are_told_in_utc(redis_server, prefix):

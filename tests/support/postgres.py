@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,7 +48,11 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A server that can be stopped, killed and started again; its data stays."""
+    """A server that can be stopped, killed and started again; its data stays.
+
+    Attributes:
+        folder: holds data, its data directory, and log.
+    """
 
     def __init__(self, folder: Path, settings: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -56,9 +61,6 @@ class PostgresServer:
         self._settings = (*_SETTINGS, *settings)
         self._process: subprocess.Popen[bytes] | None = None
         self._as = _other_user()
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._as:
-            _let_in(folder, self._as)
         command = ["initdb", "--auth=trust", "--no-sync", "--username=millrace", "--encoding=UTF8", "--locale=C"]
         self._run([*command, "-D", str(folder / "data")])
         access = folder / "data" / "pg_hba.conf"
@@ -133,21 +135,28 @@ class PostgresServer:
 
 @contextlib.contextmanager
 def running_postgres(folder: Path, settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
-    """Run a server: user millrace needs no password, a user app does; ended whatever happened, its data stays.
+    """Run a server: user millrace needs no password, a user app does; ended whatever happened.
 
     Args:
-        folder: where its data goes; may be one of pytest's.
+        folder: where its data goes. Not so for root: then PostgreSQL runs as another user, to whom pytest closes its
+            folders, and has a temporary one that is removed in the end.
         settings: `name=value`, as in postgresql.conf.
 
     Raises:
         UnavailableError: PostgreSQL is not installed.
     """
-    server = PostgresServer(folder / "postgres", settings)
-    try:
+    with contextlib.ExitStack() as stack:
+        user = _other_user()
+        if user is None:
+            folder = folder / "postgres"
+            folder.mkdir(parents=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-postgres-")))
+            shutil.chown(folder, user)
+        server = PostgresServer(folder, settings)
+        stack.callback(server.kill)
         server.start()
         yield server
-    finally:
-        server.kill()
 
 
 def _is_alive(pid: int) -> bool:
@@ -162,12 +171,3 @@ def _other_user() -> str | None:
     if os.geteuid() != 0:
         return None
     return next(name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()})
-
-
-def _let_in(folder: Path, user: str) -> None:
-    """Give the folder to a user, and let them walk to it: pytest's folders are closed to others."""
-    shutil.chown(folder, user)
-    for above in folder.parents:
-        mode = above.stat().st_mode
-        if not mode & 0o001:
-            above.chmod(mode | 0o001)
