@@ -97,21 +97,28 @@ async def plan(
         if not _is_name(column):
             raise UnfitTableError(f"PostgreSQL has no names such as {column!r}: give the column another in the route")
     try:
-        async with connection.transaction():
-            there: dict[str, str] = dict(await connection.fetch(_COLUMNS, name))
-            if not set(schema.names) <= set(there):
-                if there and key not in there:
-                    raise UnfitTableError(
-                        f"the table {table} has no column {key}: add it with a unique index, or set key to its name"
-                    )
-                if not create:
-                    raise UnfitTableError(_lacks(table, schema, there))
-                await _make(connection, parts, schema, key)
-                there = dict(await connection.fetch(_COLUMNS, name))
+        # Who calls gives the connection up after an error: no ROLLBACK, which would wait for a server that is stuck.
+        await connection.execute("BEGIN")
+        there: dict[str, str] = dict(await connection.fetch(_COLUMNS, name))
+        if not set(schema.names) <= set(there):
+            if there and key not in there:
+                raise UnfitTableError(
+                    f"the table {table} has no column {key}: add it with a unique index, or set key to its name"
+                )
+            if not create:
+                raise UnfitTableError(_lacks(table, schema, there))
+            await _make(connection, parts, schema, key)
+            there = dict(await connection.fetch(_COLUMNS, name))
+        await connection.execute("COMMIT")
         columns = tuple(Column.of(field, there[field.name]) for field in schema)
     except TypeError as error:
         raise UnfitTableError(
             f"the table {table}: {error}; change the column's type, or give it another name in the route"
+        ) from None
+    except asyncpg.LockNotAvailableError:
+        raise UnfitTableError(
+            f"the table {table} is to get new columns, and was in use by others for all of {_LOCK_WAIT}: see "
+            "pg_stat_activity for who holds it"
         ) from None
     stage = f"millrace_stage_{next(_stages)}"
     body = ", ".join(f"{quoted(each.name)} {each.wire}" for each in columns)

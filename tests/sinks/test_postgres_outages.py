@@ -5,7 +5,9 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import random
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from millrace.sinks import postgres_errors
+from millrace.sinks import postgres_errors, postgres_table
 from millrace.sinks.postgres import Postgres
 from millrace.sinks.sink import DELIVERED, Delivery, Retry, SinkDownError
 from tests.support.deliveries import Remembered, archived, delivery
@@ -221,6 +223,57 @@ def test_a_delivery_that_is_cancelled_leaves_nothing_behind_and_the_next_goes_on
         return before, outcomes, found
 
     assert asyncio.run(main()) == (["m000000"], [DELIVERED], ["m000000", "m000001"])
+
+
+def test_a_delivery_to_a_server_that_stands_still_ends_when_it_is_cancelled(postgres_server, table):
+    sink = Postgres(postgres_server.dsn, table=table)
+    backend = "SELECT pid FROM pg_stat_activity WHERE application_name = 'millrace'"
+
+    async def main() -> Any:
+        await sink.open(Remembered())
+        await sink.deliver(_delivery(0, 1))
+        watcher = await asyncpg.connect(sink.dsn)
+        for again, each in enumerate((_delivery(1, 5), delivery([archived("wide")]))):  # known, and to be planned
+            pid = await watcher.fetchval(backend)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await sink.deliver(each)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert await sink.deliver(each) == [DELIVERED] * len(each), again
+        found = await _ids(sink)
+        await watcher.close()
+        await sink.close()
+        return found
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(20):
+            return await main()
+
+    assert asyncio.run(bounded()) == [*(f"m{n:06}" for n in range(6)), "wide"]
+
+
+def test_a_table_in_use_gets_its_new_columns_later_and_no_event_is_blamed(postgres_server, table, monkeypatch):
+    monkeypatch.setattr(postgres_table, "_LOCK_WAIT", "50ms")
+    sink = Postgres(postgres_server.dsn, table=table)
+    wide = delivery([archived("wide")])
+
+    async def main() -> Any:
+        await sink.open(Remembered())
+        await sink.deliver(_delivery(0, 1))
+        reader = await asyncpg.connect(sink.dsn)
+        async with reader.transaction():
+            await reader.fetch(f"SELECT * FROM {table}")
+            with pytest.raises(SinkDownError, match="is to get new columns, and was in use by others for all of 50ms"):
+                await sink.deliver(wide)
+        outcomes = await sink.deliver(wide)
+        await reader.close()
+        await sink.close()
+        return outcomes
+
+    assert asyncio.run(main()) == [DELIVERED]
 
 
 def test_lanes_that_make_the_same_table_at_once_share_it(postgres_server: PostgresServer, table):
