@@ -22,7 +22,7 @@ from tests.support.postgres import PostgresServer
 
 _tables = itertools.count()
 
-_text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 FIELDS: list[tuple[pa.Field, st.SearchStrategy[Any]]] = [
     (pa.field("flag", pa.bool_()), st.booleans()),
     (pa.field("tiny", pa.int8()), st.integers(-(2**7), 2**7 - 1)),
@@ -68,7 +68,8 @@ def test_a_table_holds_what_the_columns_held(postgres_server: PostgresServer, ro
         await watcher.execute(f"DROP TABLE {table}")
         await watcher.close()
         await sink.close()
-        return found
+        rows_there: list[Any] = found
+        return rows_there
 
     found = [tuple(map(_comparable, row)) for row in asyncio.run(main())]
     written = zip(ids, rows, strict=True)
