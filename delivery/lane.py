@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from millrace.delivery.barrier import Barrier
@@ -269,19 +270,16 @@ def _now_us() -> int:
 
 
 def _gather(rows: list[Row]) -> pa.RecordBatch:
-    """Return the columns of some events, in their order: often they stand side by side in one batch."""
-    pieces: list[pa.RecordBatch] = []
-    start = 0
-    for end in range(1, len(rows) + 1):
-        if end < len(rows) and rows[end].rows is rows[start].rows:
-            continue
-        of_one = [row.at for row in rows[start:end]]
-        whole = rows[start].rows
-        if of_one[-1] - of_one[0] == len(of_one) - 1 and of_one == list(range(of_one[0], of_one[-1] + 1)):
-            pieces.append(whole.slice(of_one[0], len(of_one)))
-        else:
-            pieces.append(whole.take(pa.array(of_one, pa.int64())))
-        start = end
-    if len(pieces) == 1:
-        return pieces[0]
-    return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
+    """Return the columns of some events, in their order. They stand in few batches, but to and fro in them."""
+    wholes = {id(row.rows): row.rows for row in rows}
+    if len(wholes) == 1:
+        return rows[0].rows.take(pa.array([row.at for row in rows], pa.int64()))
+    of = np.fromiter((id(row.rows) for row in rows), np.uint64, len(rows))
+    at = np.fromiter((row.at for row in rows), np.int64, len(rows))
+    pieces, places = [], []
+    for key, whole in wholes.items():
+        there = np.flatnonzero(of == key)
+        pieces.append(whole.take(pa.array(at[there])))
+        places.append(there)
+    together = pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
+    return together.take(pa.array(np.argsort(np.concatenate(places))))
