@@ -154,8 +154,7 @@ def _row(name: str, lane: LaneProcess, published: int, per_message: int) -> Row:
     time.sleep(0.5)  # the last save
     cpu_s, memory_mb = lane.usage()
     ages = np.fromfile(lane.ages, np.int64)
-    ages = ages[len(ages) // 10 :] / 1_000  # the first tenth finds caches cold
-    p50, p99, worst = np.quantile(ages, [0.5, 0.99, 1.0])
+    p50, p99, worst = np.quantile(ages[len(ages) // 10 :] / 1_000, [0.5, 0.99, 1.0])  # the first tenth warms up
     record = lane.record_bytes() / (published / per_message)
     return Row(name, published, lane.delivered(), p50, p99, worst, cpu_s / published * 1e6, memory_mb, record)
 
@@ -178,12 +177,11 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table; 1 where something published was not delivered."""
     options = _parser().parse_args(arguments)
+    measures = {"alone": [_alone], "beside": [_beside]}.get(options.only, [_alone, _beside])
     rows = []
     with tempfile.TemporaryDirectory(prefix="millrace-live-") as folder:
         for number, per_message in enumerate(options.per_message):
-            for measure in (
-                (_alone, _beside) if not options.only else {"alone": [_alone], "beside": [_beside]}[options.only]
-            ):
+            for measure in measures:
                 print(f"{per_message} events a message, {measure.__name__[1:]} ...", file=sys.stderr, flush=True)
                 rows.append(measure(Path(folder) / f"{number}{measure.__name__}", options, per_message))
     print(machine())

@@ -5,7 +5,8 @@ so the calls go over its channel, and its credentials, without them.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -48,6 +49,8 @@ class SubscriptionClient:
     def __init__(self, channel: grpc.Channel, subscription: str) -> None:
         self.subscription = subscription
         self._channel = channel
+        self._pulls_lock = threading.Lock()
+        self._pulls: set[Any] = set()
         self._metadata = (("x-goog-request-params", f"subscription={subscription}"),)
         self._pull = self._call("Pull", types.PullRequest, types.PullResponse)
         self._acknowledge = self._call("Acknowledge", types.AcknowledgeRequest, None)
@@ -58,14 +61,29 @@ class SubscriptionClient:
     def pull(self, max_messages: int, timeout_s: float) -> Sequence[Any]:
         """Wait up to timeout_s for messages; return raw `ReceivedMessage`s, none where there were none."""
         request = _raw(types.PullRequest)(subscription=self.subscription, max_messages=max_messages)
+        call = self._pull.future(request, timeout=timeout_s, metadata=self._metadata)
+        with self._pulls_lock:
+            self._pulls.add(call)
         try:
-            response = self._pull(request, timeout=timeout_s, metadata=self._metadata)
+            response = call.result()
+        except grpc.FutureCancelledError:
+            return ()
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 return ()
             raise
+        finally:
+            with self._pulls_lock:
+                self._pulls.discard(call)
         received: Sequence[Any] = response.received_messages
         return received
+
+    def cancel_pulls(self) -> None:
+        """Let the pulls that wait return without messages: what one of them brought late would be leased to nobody."""
+        with self._pulls_lock:
+            pulls = list(self._pulls)
+        for call in pulls:
+            call.cancel()
 
     def acknowledge(self, ack_ids: Sequence[str]) -> None:
         """Acknowledge messages for good."""
@@ -103,8 +121,8 @@ class SubscriptionClient:
         """Close the channel."""
         self._channel.close()
 
-    def _call(self, name: str, request: Any, response: Any) -> Callable[..., Any]:
-        call: Callable[..., Any] = self._channel.unary_unary(
+    def _call(self, name: str, request: Any, response: Any) -> grpc.UnaryUnaryMultiCallable:
+        call: grpc.UnaryUnaryMultiCallable = self._channel.unary_unary(
             _SERVICE + name,
             request_serializer=_raw(request).SerializeToString,
             response_deserializer=_raw(response).FromString if response else _ignore,

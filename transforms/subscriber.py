@@ -21,6 +21,7 @@ _PULL_MESSAGES = 1_000  # the most that Pub/Sub gives in one pull; on Google's e
 _PULL_BYTES = 8 * 1024 * 1024  # aimed at, so that one pull never holds a hundred megabytes
 _PULL_WAIT_S = 5.0
 _FULL_WAIT_S = 0.02
+_CANCEL_S = 1.0
 _IDLE_AFTER_S = 0.2  # a pull that waits longer than this found the subscription empty
 _BEHIND_US = 5_000_000
 _IDLE_BEHIND_S = 2.0
@@ -146,6 +147,11 @@ class Subscriber:
         """Stop; acknowledge what is settled; with hand_back, return all that is open for another reader."""
         self._no_more_pulls.set()
         self._no_more_acks.set()
+        # What is handed back must not be given at once to a pull of ours that still waits.
+        self._client.cancel_pulls()
+        for puller in self._pullers:
+            if puller.is_alive():
+                puller.join(timeout=_CANCEL_S)
         if self._keeper.is_alive():
             self._keeper.join(timeout=_PULL_WAIT_S)
         self._acknowledge_settled()
