@@ -1,0 +1,368 @@
+"""The writer of one table of BigQuery: deliveries that wait go together into one append, one append at a time.
+
+One at a time, since a stream takes rows only at its end: with several under way, one that fails would fail those behind
+it, and what had to be remembered before each would be more. What that would cost in time, deliveries regain by waiting
+together: an append takes all that came while the last one was under way, up to 8 MB (the service asks for more than
+1 MB). Measured against pipelining in docs/sinks_bigquery.md.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteAsyncClient
+
+from millrace.sinks.bigquery_memory import Intent, TableMemory, digest
+from millrace.sinks.bigquery_stream import Answer, Kind, Stream, create_stream, finalize
+from millrace.sinks.bigquery_table import SchemaConflictError, Tables, aligned, arrow_field
+from millrace.sinks.sink import DELIVERED, Fault, Memory, Outcome, Rejected, Retry, SinkDownError
+
+APPEND_BYTES = 8_000_000
+"""About the most of an append; Google documents 10 MB, by now 20."""
+_TRIES = 3
+"""Of one append at one offset: where a connection ends without an answer, it is safe to send again."""
+_ROUNDS = 3
+"""New streams for one append, before the sink is down."""
+_PAUSE_S = 0.2
+_NEW_COLUMNS_S = 5.0
+"""How long a new stream may go on not to know the columns that the table was given."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterSettings:
+    """What a writer needs of the sink's settings; their meaning is in sinks/bigquery.py."""
+
+    create: bool
+    id_column: str
+    partition_by: str
+    timeout_s: float
+
+
+@dataclasses.dataclass(eq=False)
+class _Item:
+    """A delivery that waits."""
+
+    rows: pa.RecordBatch
+    ids: Sequence[str]
+    future: asyncio.Future[list[Outcome]]
+    outcomes: list[Outcome | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Rows of one append, and whose they are."""
+
+    rows: pa.RecordBatch
+    owners: tuple[tuple[_Item, int], ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(item.ids[row] for item, row in self.owners)
+
+    def slice(self, start: int, end: int) -> "_Part":
+        return _Part(self.rows.slice(start, end - start), self.owners[start:end])
+
+    def without(self, rows: set[int]) -> "_Part":
+        kept = [row for row in range(len(self.owners)) if row not in rows]
+        return _Part(self.rows.take(pa.array(kept, pa.int64())), tuple(self.owners[row] for row in kept))
+
+    def say(self, outcome: Outcome, rows: Sequence[int] | None = None) -> None:
+        for item, row in self.owners if rows is None else [self.owners[row] for row in rows]:
+            item.outcomes[row] = outcome
+
+
+class Writer:
+    """Appends rows to one table. For one event loop."""
+
+    def __init__(
+        self, name: str, settings: WriterSettings, client: BigQueryWriteAsyncClient, tables: Tables, memory: Memory
+    ) -> None:
+        self._name, self._settings, self._client, self._tables = name, settings, client, tables
+        self._all_memory = memory
+        self._memory: TableMemory | None = None
+        self._stream: Stream | None = None
+        self._schema = pa.schema([])  # of the appends: all columns that deliveries had so far
+        self._in_step: set[bytes] = set()  # schemas of deliveries that the table has the columns of
+        self._has_landed = False
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._down: SinkDownError | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def recover(self) -> None:
+        """Find out about the append that was under way when the last process ended.
+
+        Raises:
+            SinkDownError: not now.
+        """
+        table = await asyncio.to_thread(self._tables.get, self._name)
+        if table is None:
+            return  # it was dropped, with all that was in it
+        memory = self._memory = TableMemory(self._all_memory, self._name, table.created_us)
+        if memory.unsettled is not None:
+            has_ids = any(column.name == self._settings.id_column for column in table.columns)
+            landed = await self._ask(memory.unsettled, has_ids=has_ids)
+            memory.known.update(digest(each) for each in landed)
+
+    async def deliver(self, rows: pa.RecordBatch, ids: Sequence[str]) -> list[Outcome]:
+        """Append rows, with others; return an outcome for each. When it is cancelled, the append goes on."""
+        if self._down is not None:
+            raise SinkDownError(self._down.detail, self._down.after_s)
+        item = _Item(rows, ids, asyncio.get_running_loop().create_future(), [None] * len(ids))
+        self._queue.put_nowait(item)
+        return await item.future
+
+    async def close(self) -> None:
+        """Stop; an append that is under way is found out about at the next start."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self._stream is not None:
+            await self._stream.disconnect()
+        if self._memory is not None and self._memory.is_settled:
+            self._memory.save()
+
+    async def _run(self) -> None:
+        items: list[_Item] = []
+        held: _Item | None = None
+        try:
+            while True:
+                items = [held or await self._queue.get()]
+                held, size = None, items[0].rows.nbytes
+                while not self._queue.empty():
+                    held = self._queue.get_nowait()
+                    size += held.rows.nbytes
+                    if size > APPEND_BYTES:
+                        break
+                    items.append(held)
+                    held = None
+                await self._deliver([item for item in items if not item.future.done()])
+        except SinkDownError as error:
+            self._down = error
+        except asyncio.CancelledError:
+            self._down = SinkDownError("the sink was closed")
+            raise
+        except Exception as error:  # what the last append came to is not known: nothing may follow it
+            self._down = SinkDownError(f"unforeseen at table {self._name}: {type(error).__name__}")
+            _log.exception("bigquery_writer_failed", table=self._name)
+        finally:
+            waiting = [*items, *([held] if held else [])]
+            while not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            for item in waiting:
+                if not item.future.done():
+                    item.future.set_exception(self._down or SinkDownError("the sink was closed"))
+
+    async def _deliver(self, items: Sequence[_Item]) -> None:
+        if not items:
+            return
+        for item in items:
+            await self._keep_in_step(item.rows.schema)
+        memory = self._memory
+        if memory is None:
+            raise AssertionError("a table that is in step has a memory")
+        parts = []
+        for item in items:
+            for row, is_known in enumerate(memory.is_known(item.ids)):
+                if is_known:
+                    item.outcomes[row] = DELIVERED
+            new = [row for row, outcome in enumerate(item.outcomes) if outcome is None]
+            parts += list(self._fitting(item, new))
+        try:
+            for part in _appends(parts, self._schema):
+                await self._append(part)
+        finally:
+            for item in items:
+                if not item.future.done() and None not in item.outcomes:
+                    item.future.set_result([outcome for outcome in item.outcomes if outcome is not None])
+                elif item.future.done() or DELIVERED in item.outcomes:  # the lane does not hear of it, and asks again
+                    landed = [row for row, outcome in enumerate(item.outcomes) if outcome is DELIVERED]
+                    memory.known.update(digest(item.ids[row]) for row in landed)
+
+    def _fitting(self, item: _Item, rows: list[int]) -> Iterator[_Part]:
+        """Yield rows in the table's types; a value that does not fit rejects its row."""
+        if not rows:
+            return
+        chosen = item.rows if len(rows) == len(item.ids) else item.rows.take(pa.array(rows, pa.int64()))
+        try:
+            yield _Part(aligned(chosen, self._schema), tuple((item, row) for row in rows))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            if len(rows) == 1:
+                item.outcomes[rows[0]] = Rejected(Fault.REJECTED, "a value does not fit the type of its column")
+                return
+            for row in rows:
+                yield from self._fitting(item, [row])
+
+    async def _keep_in_step(self, rows: pa.Schema) -> None:
+        """See that the table has the columns of rows, and the stream knows of them."""
+        key = rows.serialize().to_pybytes()
+        if key in self._in_step:
+            return
+        settings = self._settings
+        try:
+            table = await asyncio.to_thread(
+                self._tables.in_step, self._name, rows, create=settings.create, partition_by=settings.partition_by
+            )
+        except SchemaConflictError as error:
+            raise SinkDownError(f"table {self._name}: {error}") from error
+        if self._memory is None:
+            self._memory = TableMemory(self._all_memory, self._name, table.created_us)
+        used = {name.lower() for name in (*self._schema.names, *rows.names)}
+        self._schema = pa.schema([arrow_field(column) for column in table.columns if column.name.lower() in used])
+        self._in_step.add(key)
+
+    async def _open_stream(self) -> Stream:
+        """Return a stream that knows all columns."""
+        wanted = {name.lower() for name in self._schema.names}
+        waited = 0.0
+        while self._stream is None or not wanted <= self._stream.columns:
+            if self._stream is not None:
+                await self._stream.disconnect()
+                if waited >= _NEW_COLUMNS_S:
+                    raise _new_columns(self._name)
+                if waited:
+                    await asyncio.sleep(1.0)
+                waited += 1.0
+            self._stream = await create_stream(self._client, self._name, self._settings.timeout_s)
+            self._has_landed = False
+        return self._stream
+
+    async def _append(self, part: _Part) -> None:
+        rounds = 0
+        while part.owners:
+            stream = await self._open_stream()
+            intent = Intent(stream.name, stream.offset, part.ids, self._span(part.rows))
+            memory = self._memory
+            if memory is None:
+                raise AssertionError("a stream has a memory")
+            memory.intend(intent)
+            answer, is_clear = await self._send(stream, part.rows)
+            if is_clear and answer.kind is Kind.LANDED:
+                memory.settle(part.ids)
+                stream.offset += len(part.owners)
+                self._has_landed = True
+                part.say(DELIVERED)
+                return
+            if is_clear:
+                memory.settle(())
+                remaining = await self._refused(part, answer)
+            else:
+                rounds += 1
+                if rounds > _ROUNDS:
+                    raise SinkDownError(f"appends to {self._name} get no clear answer: {answer.text}")
+                landed = await self._ask(intent, has_ids=self._settings.id_column in self._schema.names)
+                rows = {row for row, each in enumerate(intent.ids) if each in landed}
+                part.say(DELIVERED, sorted(rows))
+                remaining = part.without(rows)
+            part = remaining
+
+    async def _refused(self, part: _Part, answer: Answer) -> _Part:
+        """Say what a clear no means, of which nothing was appended; return the rows to send again."""
+        if answer.kind is Kind.BAD_ROWS:
+            bad = dict(answer.rows)
+            for row, text in bad.items():
+                part.say(Rejected(Fault.REJECTED, self._row_detail(text)), [row])
+            return part.without(set(bad))
+        nothing = part.slice(0, 0)
+        if answer.kind is Kind.THROTTLED:
+            part.say(Retry(Fault.THROTTLED, f"BigQuery's quota: {answer.text}"))
+            return nothing
+        if answer.kind is Kind.UNKNOWN_COLUMNS:
+            raise _new_columns(self._name)
+        if answer.kind is Kind.BAD_REQUEST and len(part.owners) > 1:  # which row is it?
+            middle = len(part.owners) // 2
+            await self._append(part.slice(0, middle))
+            return part.slice(middle, len(part.owners))
+        if answer.kind is Kind.BAD_REQUEST and self._has_landed:  # others of its kind were taken: it is this one
+            part.say(Rejected(Fault.REJECTED, f"BigQuery refuses it: {answer.text}"))
+            return nothing
+        raise SinkDownError(f"BigQuery refuses rows for {self._name}: {answer.text}")
+
+    def _row_detail(self, text: str) -> str:
+        """Name the columns that the service complains of; what it says may quote the value."""
+        named = [name for name in self._schema.names if name in text]
+        return f"BigQuery refuses the row: column {', '.join(named)}" if named else "BigQuery refuses the row"
+
+    async def _send(self, stream: Stream, rows: pa.RecordBatch) -> tuple[Answer, bool]:
+        """Append, again where there was no answer; say, too, whether the answer says for certain what is in."""
+        answer, is_again = Answer(Kind.UNCLEAR), False
+        for attempt in range(_TRIES):
+            if attempt > 1:
+                await asyncio.sleep(_PAUSE_S)
+            answer = await stream.append(rows)
+            if answer.kind is Kind.LANDED:
+                return answer, True
+            if answer.kind is Kind.THERE_ALREADY:
+                # At the first try it is somebody else's: the end of the stream is not where we think it is.
+                return (Answer(Kind.LANDED), True) if is_again else (answer, False)
+            if answer.kind is not Kind.UNCLEAR:
+                return answer, not is_again and answer.kind is not Kind.STREAM_GONE
+            is_again = True
+        return answer, False
+
+    async def _ask(self, intent: Intent, *, has_ids: bool) -> frozenset[str]:
+        """End the stream of an append of which it is not clear whether it is in, and find out what is.
+
+        A finalized stream takes nothing more, and says how many rows it has. One that is gone does not: then the
+        table is asked for the ids, where it has them. Where it has not, the rows are taken as not in: at least once.
+
+        Raises:
+            SinkDownError: not now; the append stays unsettled.
+        """
+        if self._stream is not None:
+            await self._stream.disconnect()
+            self._stream = None
+        if self._memory is None:
+            raise AssertionError("an append has a memory")
+        count = await finalize(self._client, intent.stream, self._settings.timeout_s)
+        ids = frozenset(intent.ids)
+        if count == intent.offset + len(intent.ids):
+            landed = ids
+        elif count == intent.offset:
+            landed = frozenset()
+        elif has_ids:
+            settings = self._settings
+            landed = ids & await asyncio.to_thread(
+                self._tables.present, self._name, settings.id_column, intent.ids, settings.partition_by, intent.span
+            )
+        else:
+            landed = frozenset()
+            _log.warning("bigquery_append_unknown", table=self._name, events=len(ids), stream_rows=count)
+        self._memory.settle(each for each in intent.ids if each in landed)
+        self._memory.save()
+        return landed
+
+    def _span(self, rows: pa.RecordBatch) -> tuple[int, int] | None:
+        at = rows.schema.get_field_index(self._settings.partition_by)
+        if at < 0 or rows.schema.field(at).type != pa.timestamp("us", tz="UTC"):
+            return None
+        found = pc.min_max(rows.column(at).cast(pa.int64()))
+        is_whole = rows.column(at).null_count == 0
+        return (found["min"].as_py(), found["max"].as_py()) if is_whole else None
+
+
+def _new_columns(name: str) -> SinkDownError:
+    return SinkDownError(f"BigQuery has not noticed the new columns of {name} yet: it takes minutes", _NEW_COLUMNS_S)
+
+
+def _appends(parts: Sequence[_Part], schema: pa.Schema) -> Iterator[_Part]:
+    """Yield the rows of all parts, in order, in appends of at most APPEND_BYTES, but for a row that is larger."""
+    if not parts:
+        return
+    table = pa.Table.from_batches([part.rows for part in parts], schema).combine_chunks()
+    whole = _Part(table.to_batches()[0], tuple(owner for part in parts for owner in part.owners))
+    pieces = [whole]
+    while pieces:
+        piece = pieces.pop()
+        rows = len(piece.owners)
+        if piece.rows.nbytes <= APPEND_BYTES:
+            yield piece
+        elif rows == 1:
+            piece.say(Rejected(Fault.REFUSED, f"larger than {APPEND_BYTES} bytes, which BigQuery does not take"))
+        else:
+            pieces += [piece.slice(rows // 2, rows), piece.slice(0, rows // 2)]
