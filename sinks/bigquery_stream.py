@@ -185,5 +185,3 @@ async def finalize(client: BigQueryWriteAsyncClient, name: str, timeout_s: float
 def _path(table: str) -> str:
     project, dataset, name = table.split(".")
     return f"projects/{project}/datasets/{dataset}/tables/{name}"
-
-

@@ -20,21 +20,21 @@ CALL_S = 10.0
 _RETRY = bigquery.DEFAULT_RETRY.with_timeout(CALL_S)
 _CHANGES = 5
 """Tries to add columns, while others change the table as well."""
-_SCALARS: tuple[tuple[str, pa.DataType], ...] = (
-    ("STRING", pa.string()),
-    ("JSON", pa.string()),
-    ("INTEGER", pa.int64()),
-    ("FLOAT", pa.float64()),
-    ("BOOLEAN", pa.bool_()),
-    ("TIMESTAMP", pa.timestamp("us", tz="UTC")),
-    ("DATETIME", pa.timestamp("us")),
-    ("DATE", pa.date32()),
-    ("TIME", pa.time64("us")),
-    ("BYTES", pa.binary()),
-    ("NUMERIC", pa.decimal128(38, 9)),
-    ("BIGNUMERIC", pa.decimal256(76, 38)),
-)
-_ARROW = dict(_SCALARS)
+_EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
+_ARROW: dict[str, pa.DataType] = {
+    "STRING": pa.string(),
+    "JSON": pa.string(),
+    "INTEGER": pa.int64(),
+    "FLOAT": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "TIMESTAMP": pa.timestamp("us", tz="UTC"),
+    "DATETIME": pa.timestamp("us"),
+    "DATE": pa.date32(),
+    "TIME": pa.time64("us"),
+    "BYTES": pa.binary(),
+    "NUMERIC": pa.decimal128(38, 9),
+    "BIGNUMERIC": pa.decimal256(76, 38),
+}
 _ALIASES = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
 _ALSO_FITS = {("JSON", "STRING"), ("INTEGER", "FLOAT"), ("INTEGER", "NUMERIC"), ("INTEGER", "BIGNUMERIC")}
 """(type of the rows, type of the table) that differ and lose nothing."""
@@ -104,7 +104,7 @@ def missing_columns(
     """Return the columns to add. Names differ not by case, as in BigQuery.
 
     Raises:
-        SchemaConflictError: a column is there with a type that would not hold the rows, or must have a value and gets none.
+        SchemaConflictError: a column's type would not hold the rows, or it must have a value and gets none.
     """
     by_name = {column.name.lower(): column for column in have}
     named: dict[str, str] = {}
@@ -120,7 +120,9 @@ def missing_columns(
             )
     for column in have:
         if column.mode == "REQUIRED" and column.name.lower() not in named:
-            raise SchemaConflictError(f"column {column.name} is REQUIRED in the table and not among the route's columns")
+            raise SchemaConflictError(
+                f"column {column.name} is REQUIRED in the table and not among the route's columns"
+            )
     return [column for column in wanted if column.name.lower() not in by_name]
 
 
@@ -219,11 +221,7 @@ class Tables:
     def present(
         self, name: str, id_column: str, ids: Iterable[str], time_column: str, span: tuple[int, int] | None
     ) -> frozenset[str]:
-        """Return which ids a table holds.
-
-        Args:
-            span: of the rows' time_column, microseconds since the epoch: only those partitions are read.
-        """
+        """Return which ids a table holds; a span (of time_column, in microseconds) bounds what is read."""
         query = f"SELECT `{id_column}` FROM `{name}` WHERE `{id_column}` IN UNNEST(@ids)"  # noqa: S608  names are checked
         given: list[bigquery.ArrayQueryParameter | bigquery.ScalarQueryParameter] = [
             bigquery.ArrayQueryParameter("ids", "STRING", list(ids))
@@ -231,9 +229,9 @@ class Tables:
         if span is not None:
             query += f" AND `{time_column}` BETWEEN @start AND @end"
             given += [
-                bigquery.ScalarQueryParameter(side, "TIMESTAMP", dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=us))
+                bigquery.ScalarQueryParameter(side, "TIMESTAMP", _EPOCH + dt.timedelta(microseconds=us))
                 for side, us in zip(("start", "end"), span, strict=True)
-            ]  # fmt: skip
+            ]
         settings = bigquery.QueryJobConfig(query_parameters=given, use_query_cache=False)
         try:
             job = self.client.query(query, job_config=settings, retry=_RETRY, timeout=CALL_S, job_retry=None)

@@ -9,20 +9,18 @@ together: an append takes all that came while the last one was under way, up to 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import structlog
 from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteAsyncClient
 
-from millrace.sinks.bigquery_memory import Intent, TableMemory, digest
+from millrace.sinks.bigquery_memory import Intent, TableMemory
+from millrace.sinks.bigquery_parts import APPEND_BYTES, Item, Part, appends, fitting
 from millrace.sinks.bigquery_stream import Answer, Kind, Stream, create_stream, finalize
-from millrace.sinks.bigquery_table import SchemaConflictError, Tables, aligned, arrow_field
+from millrace.sinks.bigquery_table import SchemaConflictError, Tables, arrow_field
 from millrace.sinks.sink import DELIVERED, Fault, Memory, Outcome, Rejected, Retry, SinkDownError
 
-APPEND_BYTES = 8_000_000
-"""About the most of an append; Google documents 10 MB, by now 20."""
 _TRIES = 3
 """Of one append at one offset: where a connection ends without an answer, it is safe to send again."""
 _ROUNDS = 3
@@ -44,39 +42,6 @@ class WriterSettings:
     timeout_s: float
 
 
-@dataclasses.dataclass(eq=False)
-class _Item:
-    """A delivery that waits."""
-
-    rows: pa.RecordBatch
-    ids: Sequence[str]
-    future: asyncio.Future[list[Outcome]]
-    outcomes: list[Outcome | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Rows of one append, and whose they are."""
-
-    rows: pa.RecordBatch
-    owners: tuple[tuple[_Item, int], ...]
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(item.ids[row] for item, row in self.owners)
-
-    def slice(self, start: int, end: int) -> "_Part":
-        return _Part(self.rows.slice(start, end - start), self.owners[start:end])
-
-    def without(self, rows: set[int]) -> "_Part":
-        kept = [row for row in range(len(self.owners)) if row not in rows]
-        return _Part(self.rows.take(pa.array(kept, pa.int64())), tuple(self.owners[row] for row in kept))
-
-    def say(self, outcome: Outcome, rows: Sequence[int] | None = None) -> None:
-        for item, row in self.owners if rows is None else [self.owners[row] for row in rows]:
-            item.outcomes[row] = outcome
-
-
 class Writer:
     """Appends rows to one table. For one event loop."""
 
@@ -90,7 +55,7 @@ class Writer:
         self._schema = pa.schema([])  # of the appends: all columns that deliveries had so far
         self._in_step: set[bytes] = set()  # schemas of deliveries that the table has the columns of
         self._has_landed = False
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._down: SinkDownError | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -107,15 +72,20 @@ class Writer:
         if memory.unsettled is not None:
             has_ids = any(column.name == self._settings.id_column for column in table.columns)
             landed = await self._ask(memory.unsettled, has_ids=has_ids)
-            memory.known.update(digest(each) for each in landed)
+            memory.recent.remember(landed)
 
     async def deliver(self, rows: pa.RecordBatch, ids: Sequence[str]) -> list[Outcome]:
         """Append rows, with others; return an outcome for each. When it is cancelled, the append goes on."""
         if self._down is not None:
             raise SinkDownError(self._down.detail, self._down.after_s)
-        item = _Item(rows, ids, asyncio.get_running_loop().create_future(), [None] * len(ids))
+        item = Item(rows, ids, asyncio.get_running_loop().create_future(), [None] * len(ids))
         self._queue.put_nowait(item)
-        return await item.future
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            if self._memory is not None:  # cancelled after the append, and before it could be said
+                self._memory.recent.remember(item.landed())
+            raise
 
     async def close(self) -> None:
         """Stop; an append that is under way is found out about at the next start."""
@@ -124,12 +94,12 @@ class Writer:
             await self._task
         if self._stream is not None:
             await self._stream.disconnect()
-        if self._memory is not None and self._memory.is_settled:
+        if self._memory is not None and self._memory.unsettled is None:
             self._memory.save()
 
     async def _run(self) -> None:
-        items: list[_Item] = []
-        held: _Item | None = None
+        items: list[Item] = []
+        held: Item | None = None
         try:
             while True:
                 items = [held or await self._queue.get()]
@@ -147,7 +117,7 @@ class Writer:
         except asyncio.CancelledError:
             self._down = SinkDownError("the sink was closed")
             raise
-        except Exception as error:  # what the last append came to is not known: nothing may follow it
+        except Exception as error:  # noqa: BLE001  what the last append came to is not known: nothing may follow it
             self._down = SinkDownError(f"unforeseen at table {self._name}: {type(error).__name__}")
             _log.exception("bigquery_writer_failed", table=self._name)
         finally:
@@ -158,7 +128,7 @@ class Writer:
                 if not item.future.done():
                     item.future.set_exception(self._down or SinkDownError("the sink was closed"))
 
-    async def _deliver(self, items: Sequence[_Item]) -> None:
+    async def _deliver(self, items: Sequence[Item]) -> None:
         if not items:
             return
         for item in items:
@@ -168,35 +138,20 @@ class Writer:
             raise AssertionError("a table that is in step has a memory")
         parts = []
         for item in items:
-            for row, is_known in enumerate(memory.is_known(item.ids)):
+            for row, is_known in enumerate(memory.recent.are_known(item.ids)):
                 if is_known:
                     item.outcomes[row] = DELIVERED
             new = [row for row, outcome in enumerate(item.outcomes) if outcome is None]
-            parts += list(self._fitting(item, new))
+            parts += list(fitting(item, new, self._schema))
         try:
-            for part in _appends(parts, self._schema):
+            for part in appends(parts, self._schema):
                 await self._append(part)
         finally:
             for item in items:
                 if not item.future.done() and None not in item.outcomes:
                     item.future.set_result([outcome for outcome in item.outcomes if outcome is not None])
                 elif item.future.done() or DELIVERED in item.outcomes:  # the lane does not hear of it, and asks again
-                    landed = [row for row, outcome in enumerate(item.outcomes) if outcome is DELIVERED]
-                    memory.known.update(digest(item.ids[row]) for row in landed)
-
-    def _fitting(self, item: _Item, rows: list[int]) -> Iterator[_Part]:
-        """Yield rows in the table's types; a value that does not fit rejects its row."""
-        if not rows:
-            return
-        chosen = item.rows if len(rows) == len(item.ids) else item.rows.take(pa.array(rows, pa.int64()))
-        try:
-            yield _Part(aligned(chosen, self._schema), tuple((item, row) for row in rows))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            if len(rows) == 1:
-                item.outcomes[rows[0]] = Rejected(Fault.REJECTED, "a value does not fit the type of its column")
-                return
-            for row in rows:
-                yield from self._fitting(item, [row])
+                    memory.recent.remember(item.landed())
 
     async def _keep_in_step(self, rows: pa.Schema) -> None:
         """See that the table has the columns of rows, and the stream knows of them."""
@@ -232,11 +187,11 @@ class Writer:
             self._has_landed = False
         return self._stream
 
-    async def _append(self, part: _Part) -> None:
+    async def _append(self, part: Part) -> None:
         rounds = 0
         while part.owners:
             stream = await self._open_stream()
-            intent = Intent(stream.name, stream.offset, part.ids, self._span(part.rows))
+            intent = Intent(stream.name, stream.offset, part.ids, part.span(self._settings.partition_by))
             memory = self._memory
             if memory is None:
                 raise AssertionError("a stream has a memory")
@@ -261,10 +216,12 @@ class Writer:
                 remaining = part.without(rows)
             part = remaining
 
-    async def _refused(self, part: _Part, answer: Answer) -> _Part:
+    async def _refused(self, part: Part, answer: Answer) -> Part:
         """Say what a clear no means, of which nothing was appended; return the rows to send again."""
         if answer.kind is Kind.BAD_ROWS:
-            bad = dict(answer.rows)
+            bad = {row: text for row, text in answer.rows if 0 <= row < len(part.owners)}
+            if not bad:
+                raise SinkDownError(f"BigQuery refuses rows for {self._name} and does not say which")
             for row, text in bad.items():
                 part.say(Rejected(Fault.REJECTED, self._row_detail(text)), [row])
             return part.without(set(bad))
@@ -337,32 +294,6 @@ class Writer:
         self._memory.save()
         return landed
 
-    def _span(self, rows: pa.RecordBatch) -> tuple[int, int] | None:
-        at = rows.schema.get_field_index(self._settings.partition_by)
-        if at < 0 or rows.schema.field(at).type != pa.timestamp("us", tz="UTC"):
-            return None
-        found = pc.min_max(rows.column(at).cast(pa.int64()))
-        is_whole = rows.column(at).null_count == 0
-        return (found["min"].as_py(), found["max"].as_py()) if is_whole else None
-
 
 def _new_columns(name: str) -> SinkDownError:
     return SinkDownError(f"BigQuery has not noticed the new columns of {name} yet: it takes minutes", _NEW_COLUMNS_S)
-
-
-def _appends(parts: Sequence[_Part], schema: pa.Schema) -> Iterator[_Part]:
-    """Yield the rows of all parts, in order, in appends of at most APPEND_BYTES, but for a row that is larger."""
-    if not parts:
-        return
-    table = pa.Table.from_batches([part.rows for part in parts], schema).combine_chunks()
-    whole = _Part(table.to_batches()[0], tuple(owner for part in parts for owner in part.owners))
-    pieces = [whole]
-    while pieces:
-        piece = pieces.pop()
-        rows = len(piece.owners)
-        if piece.rows.nbytes <= APPEND_BYTES:
-            yield piece
-        elif rows == 1:
-            piece.say(Rejected(Fault.REFUSED, f"larger than {APPEND_BYTES} bytes, which BigQuery does not take"))
-        else:
-            pieces += [piece.slice(rows // 2, rows), piece.slice(0, rows // 2)]

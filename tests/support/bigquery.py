@@ -66,7 +66,7 @@ class RunningBigQuery:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.rest_endpoint}/healthz", timeout=1):
+            with urllib.request.urlopen(f"{self.rest_endpoint}/healthz", timeout=1):  # noqa: S310
                 socket.create_connection(("127.0.0.1", self.grpc_port), 1).close()
                 return True
         except (OSError, urllib.error.URLError):
@@ -109,7 +109,8 @@ class RunningBigQuery:
 
     def ids(self, name: str) -> list[str]:
         """Return the message_ids of a table, sorted: a copy is there twice."""
-        return [row[0] for row in self.query(f"SELECT message_id FROM `{self.table(name)}` ORDER BY message_id")]
+        table = self.table(name)
+        return [row[0] for row in self.query(f"SELECT message_id FROM `{table}` ORDER BY message_id")]  # noqa: S608
 
 
 def free_port() -> int:
