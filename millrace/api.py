@@ -1,5 +1,19 @@
-"""What a transform of your own is made with; docs/transforms.md shows it."""
+"""What a transform or a sink of your own is made with; docs/transforms.md and docs/sinks_own.md show it."""
 
+from millrace.sinks.blocking import BlockingSink
+from millrace.sinks.sink import (
+    DELIVERED,
+    CannotOpenSinkError,
+    Delivered,
+    Delivery,
+    Fault,
+    Memory,
+    Outcome,
+    Rejected,
+    Retry,
+    Sink,
+    SinkDownError,
+)
 from millrace.transforms.custom.declare import (
     BatchTransform,
     EventTransform,
@@ -12,10 +26,22 @@ from millrace.transforms.custom.declare import (
 from millrace.transforms.custom.event import Event
 
 __all__ = [
+    "DELIVERED",
     "BatchTransform",
+    "BlockingSink",
+    "CannotOpenSinkError",
+    "Delivered",
+    "Delivery",
     "Event",
     "EventTransform",
+    "Fault",
     "LookupTransform",
+    "Memory",
+    "Outcome",
+    "Rejected",
+    "Retry",
+    "Sink",
+    "SinkDownError",
     "UserTransform",
     "on_batch",
     "on_event",

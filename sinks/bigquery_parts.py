@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.sinks.bigquery_table import aligned
-from millrace.sinks.sink import DELIVERED, Fault, Outcome, Rejected
+from millrace.sinks.sink import Fault, Outcome, Rejected
 
 APPEND_BYTES = 8_000_000
 """About the most of an append; Google documents 10 MB, by now 20."""
@@ -22,10 +22,6 @@ class Item:
     ids: Sequence[str]
     future: asyncio.Future[list[Outcome]]
     outcomes: list[Outcome | None]
-
-    def landed(self) -> list[str]:
-        """Return the ids that are in."""
-        return [each for each, outcome in zip(self.ids, self.outcomes, strict=True) if outcome is DELIVERED]
 
 
 @dataclasses.dataclass(frozen=True)

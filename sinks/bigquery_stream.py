@@ -148,6 +148,7 @@ class Stream:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+            await call.code()  # its tasks have ended
 
 
 async def create_stream(client: BigQueryWriteAsyncClient, table: str, timeout_s: float) -> Stream:

@@ -71,8 +71,7 @@ class Writer:
         memory = self._memory = TableMemory(self._all_memory, self._name, table.created_us)
         if memory.unsettled is not None:
             has_ids = any(column.name == self._settings.id_column for column in table.columns)
-            landed = await self._ask(memory.unsettled, has_ids=has_ids)
-            memory.recent.remember(landed)
+            await self._ask(memory.unsettled, has_ids=has_ids)
 
     async def deliver(self, rows: pa.RecordBatch, ids: Sequence[str]) -> list[Outcome]:
         """Append rows, with others; return an outcome for each. When it is cancelled, the append goes on."""
@@ -80,12 +79,7 @@ class Writer:
             raise SinkDownError(self._down.detail, self._down.after_s)
         item = Item(rows, ids, asyncio.get_running_loop().create_future(), [None] * len(ids))
         self._queue.put_nowait(item)
-        try:
-            return await item.future
-        except asyncio.CancelledError:
-            if self._memory is not None:  # cancelled after the append, and before it could be said
-                self._memory.recent.remember(item.landed())
-            raise
+        return await item.future
 
     async def close(self) -> None:
         """Stop; an append that is under way is found out about at the next start."""
@@ -143,15 +137,11 @@ class Writer:
                     item.outcomes[row] = DELIVERED
             new = [row for row, outcome in enumerate(item.outcomes) if outcome is None]
             parts += list(fitting(item, new, self._schema))
-        try:
-            for part in appends(parts, self._schema):
-                await self._append(part)
-        finally:
-            for item in items:
-                if not item.future.done() and None not in item.outcomes:
-                    item.future.set_result([outcome for outcome in item.outcomes if outcome is not None])
-                elif item.future.done() or DELIVERED in item.outcomes:  # the lane does not hear of it, and asks again
-                    memory.recent.remember(item.landed())
+        for part in appends(parts, self._schema):
+            await self._append(part)
+        for item in items:
+            if not item.future.done():  # it was cancelled: what is in is known when it is offered again
+                item.future.set_result([outcome for outcome in item.outcomes if outcome is not None])
 
     async def _keep_in_step(self, rows: pa.Schema) -> None:
         """See that the table has the columns of rows, and the stream knows of them."""

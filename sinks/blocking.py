@@ -18,14 +18,14 @@ class BlockingSink(Sink):
 
     max_in_flight = 1
 
-    def open_now(self) -> None:  # noqa: B027  nothing to open is fine
+    def open_now(self) -> None:
         """Connect. As `Sink.open`; SinkDownError: not now; CannotOpenSinkError: never, as configured."""
 
     @abc.abstractmethod
     def deliver_now(self, delivery: Delivery) -> Sequence[Outcome]:
         """Deliver a batch; return one outcome for each row. As `Sink.deliver`."""
 
-    def close_now(self) -> None:  # noqa: B027  nothing to close is fine
+    def close_now(self) -> None:
         """Hand over what is buffered, and disconnect."""
 
     async def open(self, memory: Memory) -> None:  # noqa: ARG002  for one that needs it: derive from Sink

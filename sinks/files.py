@@ -159,9 +159,7 @@ class Files(Sink):
         task = asyncio.get_running_loop().create_task(self._write(opened.recent, delivery))
         opened.writing.add(task)
         task.add_done_callback(self._written)
-        outcomes = await asyncio.shield(task)
-        opened.recent.forget(delivery.message_ids)
-        return outcomes
+        return await asyncio.shield(task)
 
     def _written(self, task: asyncio.Task[list[Outcome]]) -> None:
         self._opened.writing.discard(task)
@@ -179,7 +177,6 @@ class Files(Sink):
                 ids = [delivery.message_ids[row] for row in new]
                 recent.add(ids)
                 recent.write(opened.note())
-                recent.remember(ids)
         return [DELIVERED] * len(delivery)
 
     async def _append(self, recent: RecentIds, stem: str, data: bytes) -> None:

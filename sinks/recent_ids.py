@@ -6,7 +6,7 @@ those events again and adds nothing. As many are kept as a lane holds at most.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -40,45 +40,40 @@ class RecentIds:
 
     Attributes:
         note: as it was written last; empty: nothing was.
-        known: digests of events that are in, and that the lane may not have heard of: what was written before this
-            process, and what `remember` adds.
     """
 
     def __init__(self, memory: Memory, name: str, owner: str = "") -> None:
         """Read what is remembered; nothing where it is of another owner, such as a table that was dropped since."""
         self._memory, self._name = memory, name
-        slots = [_decode(found) for i in range(SLOTS) if (found := memory.get(f"{name}/{i}")) is not None]
-        slots = sorted((slot for slot in slots if slot.owner == owner), key=lambda slot: slot.serial)
-        self._now = slots[-1] if slots else _Slot(0, owner, b"", b"")
-        self._unwritten = b""
+        read = [_decode(found) for i in range(SLOTS) if (found := memory.get(f"{name}/{i}")) is not None]
+        self._slots = {slot.serial % SLOTS: slot for slot in read if slot.owner == owner}
+        self._now = max(self._slots.values(), key=lambda slot: slot.serial, default=_Slot(0, owner, b"", b""))
+        self._unwritten: list[bytes] = []
+        self._known = {each for slot in self._slots.values() for each in _split(slot.digests)}
         self.note = self._now.note
-        self.known: set[bytes] = set()
-        for slot in slots:
-            digests = slot.digests
-            self.known.update(digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES))
 
     def add(self, ids: Iterable[str]) -> None:
         """Take ids as in; durable with the next `write`."""
-        self._unwritten += b"".join(map(digest, ids))
+        digests = list(map(digest, ids))
+        self._unwritten += digests
+        self._known.update(digests)
 
     def write(self, note: bytes) -> None:
         """Write the note and what was added, in one: durable when it returns."""
         now = self._now
         if len(now.digests) >= SLOT_IDS * _DIGEST_BYTES:
             now = _Slot(now.serial + 1, now.owner, b"", b"")
-        now = _Slot(now.serial, now.owner, now.digests + self._unwritten, note)
+            oldest = self._slots.get(now.serial % SLOTS)
+            self._known.difference_update(() if oldest is None else _split(oldest.digests))
+        now = _Slot(now.serial, now.owner, now.digests + b"".join(self._unwritten), note)
         self._memory.put(f"{self._name}/{now.serial % SLOTS}", _encode(now))
-        self._now, self._unwritten, self.note = now, b"", note
-
-    def remember(self, ids: Iterable[str]) -> None:
-        """Know ids again in this process: the lane will not hear that they are in."""
-        self.known.update(map(digest, ids))
-
-    def forget(self, ids: Iterable[str]) -> None:
-        """Take ids out of what is known: the lane heard of them."""
-        if self.known:
-            self.known.difference_update(map(digest, ids))
+        self._slots[now.serial % SLOTS] = self._now = now
+        self._unwritten, self.note = [], note
 
     def are_known(self, ids: Sequence[str]) -> list[bool]:
-        """Say of each event whether it is in, as far as the lane may not have heard of it."""
-        return [digest(each) in self.known for each in ids] if self.known else [False] * len(ids)
+        """Say of each event whether it is in, as far as that is remembered."""
+        return [digest(each) in self._known for each in ids]
+
+
+def _split(digests: bytes) -> Iterator[bytes]:
+    return (digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES))

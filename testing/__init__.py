@@ -1,6 +1,6 @@
-"""The test kit for transforms of your own: builders of events, runs, property checks, and a pytest plugin.
+"""The test kit for transforms and sinks of your own: builders, runs, property checks, and a pytest plugin.
 
-    from millrace.testing import check_properties, run_transform, track
+    from millrace.testing import check_properties, check_sink, run_transform, track
 
 Nothing of the job imports it. What it offers is loaded when it is first asked for: pytest loads this package for every
 project that has Millrace installed.
@@ -13,16 +13,22 @@ if TYPE_CHECKING:
     from millrace.testing.builders import START, WireEvent, alias, batches_of, group, identify, page, screen, track
     from millrace.testing.properties import PropertyError, Report, check_properties
     from millrace.testing.run import Result, run_transform
+    from millrace.testing.sinks import DictMemory, SinkError, SinkReport, check_sink, deliveries_of
 
 __all__ = [
     "START",
+    "DictMemory",
     "PropertyError",
     "Report",
     "Result",
+    "SinkError",
+    "SinkReport",
     "WireEvent",
     "alias",
     "batches_of",
     "check_properties",
+    "check_sink",
+    "deliveries_of",
     "group",
     "identify",
     "page",
@@ -31,7 +37,11 @@ __all__ = [
     "track",
 ]
 
-_OF = {"properties": ("PropertyError", "Report", "check_properties"), "run": ("Result", "run_transform")}
+_OF = {
+    "properties": ("PropertyError", "Report", "check_properties"),
+    "run": ("Result", "run_transform"),
+    "sinks": ("DictMemory", "SinkError", "SinkReport", "check_sink", "deliveries_of"),
+}
 
 
 def __getattr__(name: str) -> Any:
