@@ -46,6 +46,11 @@ class Part:
         for item, row in self.owners if rows is None else [self.owners[row] for row in rows]:
             item.outcomes[row] = outcome
 
+    def complaint(self, text: str) -> str:
+        """Name the columns that the service complains of; what it says may quote the value."""
+        named = [name for name in self.rows.schema.names if name in text]
+        return f"BigQuery refuses the row: column {', '.join(named)}" if named else "BigQuery refuses the row"
+
     def span(self, column: str) -> tuple[int, int] | None:
         """Return from when to when the rows are, microseconds since the epoch; None where they do not all say."""
         at = self.rows.schema.get_field_index(column)

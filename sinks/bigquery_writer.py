@@ -9,7 +9,7 @@ together: an append takes all that came while the last one was under way, up to 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import structlog
@@ -137,8 +137,7 @@ class Writer:
                     item.outcomes[row] = DELIVERED
             new = [row for row, outcome in enumerate(item.outcomes) if outcome is None]
             parts += list(fitting(item, new, self._schema))
-        for part in appends(parts, self._schema):
-            await self._append(part)
+        await self._append_all(appends(parts, self._schema))
         for item in items:
             if not item.future.done():  # it was cancelled: what is in is known when it is offered again
                 item.future.set_result([outcome for outcome in item.outcomes if outcome is not None])
@@ -171,13 +170,14 @@ class Writer:
                 if waited >= _NEW_COLUMNS_S:
                     raise _new_columns(self._name)
                 if waited:
-                    await asyncio.sleep(1.0)
+                    await _pause(1.0)
                 waited += 1.0
             self._stream = await create_stream(self._client, self._name, self._settings.timeout_s)
             self._has_landed = False
         return self._stream
 
-    async def _append(self, part: Part) -> None:
+    async def _append(self, part: Part) -> Retry | None:
+        """Append rows, and say what became of them; return why what follows them has to wait as well, if it has."""
         rounds = 0
         while part.owners:
             stream = await self._open_stream()
@@ -192,55 +192,62 @@ class Writer:
                 stream.offset += len(part.owners)
                 self._has_landed = True
                 part.say(DELIVERED)
-                return
-            if is_clear:
-                memory.settle(())
-                remaining = await self._refused(part, answer)
-            else:
+                return None
+            if not is_clear:
                 rounds += 1
                 if rounds > _ROUNDS:
                     raise SinkDownError(f"appends to {self._name} get no clear answer: {answer.text}")
                 landed = await self._ask(intent, has_ids=self._settings.id_column in self._schema.names)
                 rows = {row for row, each in enumerate(intent.ids) if each in landed}
                 part.say(DELIVERED, sorted(rows))
-                remaining = part.without(rows)
-            part = remaining
+                part = part.without(rows)
+                continue
+            memory.settle(())
+            if answer.kind is Kind.THROTTLED:
+                wait = Retry(Fault.THROTTLED, f"BigQuery's quota: {answer.text}")
+                part.say(wait)
+                return wait
+            if answer.kind is Kind.BAD_REQUEST and len(part.owners) > 1:  # which row is it?
+                middle = len(part.owners) // 2
+                return await self._append_all([part.slice(0, middle), part.slice(middle, len(part.owners))])
+            part = self._refused(part, answer)
+        return None
 
-    async def _refused(self, part: Part, answer: Answer) -> Part:
-        """Say what a clear no means, of which nothing was appended; return the rows to send again."""
+    async def _append_all(self, parts: Iterable[Part]) -> Retry | None:
+        """Append one part after the other; none overtakes one that has to wait, since it may hold the same users."""
+        wait = None
+        for part in parts:
+            if wait is None:
+                wait = await self._append(part)
+            else:
+                part.say(wait)
+        return wait
+
+    def _refused(self, part: Part, answer: Answer) -> Part:
+        """Say which rows are rejected, of a clear no; return those to send again.
+
+        Raises:
+            SinkDownError: no row is to blame.
+        """
         if answer.kind is Kind.BAD_ROWS:
             bad = {row: text for row, text in answer.rows if 0 <= row < len(part.owners)}
-            if not bad:
-                raise SinkDownError(f"BigQuery refuses rows for {self._name} and does not say which")
             for row, text in bad.items():
-                part.say(Rejected(Fault.REJECTED, self._row_detail(text)), [row])
-            return part.without(set(bad))
-        nothing = part.slice(0, 0)
-        if answer.kind is Kind.THROTTLED:
-            part.say(Retry(Fault.THROTTLED, f"BigQuery's quota: {answer.text}"))
-            return nothing
+                part.say(Rejected(Fault.REJECTED, part.complaint(text)), [row])
+            if bad:
+                return part.without(set(bad))
         if answer.kind is Kind.UNKNOWN_COLUMNS:
             raise _new_columns(self._name)
-        if answer.kind is Kind.BAD_REQUEST and len(part.owners) > 1:  # which row is it?
-            middle = len(part.owners) // 2
-            await self._append(part.slice(0, middle))
-            return part.slice(middle, len(part.owners))
         if answer.kind is Kind.BAD_REQUEST and self._has_landed:  # others of its kind were taken: it is this one
             part.say(Rejected(Fault.REJECTED, f"BigQuery refuses it: {answer.text}"))
-            return nothing
+            return part.slice(0, 0)
         raise SinkDownError(f"BigQuery refuses rows for {self._name}: {answer.text}")
-
-    def _row_detail(self, text: str) -> str:
-        """Name the columns that the service complains of; what it says may quote the value."""
-        named = [name for name in self._schema.names if name in text]
-        return f"BigQuery refuses the row: column {', '.join(named)}" if named else "BigQuery refuses the row"
 
     async def _send(self, stream: Stream, rows: pa.RecordBatch) -> tuple[Answer, bool]:
         """Append, again where there was no answer; say, too, whether the answer says for certain what is in."""
         answer, is_again = Answer(Kind.UNCLEAR), False
         for attempt in range(_TRIES):
             if attempt > 1:
-                await asyncio.sleep(_PAUSE_S)
+                await _pause(_PAUSE_S)
             answer = await stream.append(rows)
             if answer.kind is Kind.LANDED:
                 return answer, True
@@ -283,6 +290,10 @@ class Writer:
         self._memory.settle(each for each in intent.ids if each in landed)
         self._memory.save()
         return landed
+
+
+async def _pause(pause_s: float) -> None:
+    await asyncio.sleep(pause_s)
 
 
 def _new_columns(name: str) -> SinkDownError:

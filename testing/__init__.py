@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from millrace.testing.builders import START, WireEvent, alias, batches_of, group, identify, page, screen, track
+    from millrace.testing.deliveries import DictMemory, deliveries_of, delivery_of
     from millrace.testing.properties import PropertyError, Report, check_properties
     from millrace.testing.run import Result, run_transform
-    from millrace.testing.sinks import DictMemory, SinkError, SinkReport, check_sink, deliveries_of
+    from millrace.testing.sinks import SinkError, SinkReport, check_sink
 
 __all__ = [
     "START",
@@ -29,6 +30,7 @@ __all__ = [
     "check_properties",
     "check_sink",
     "deliveries_of",
+    "delivery_of",
     "group",
     "identify",
     "page",
@@ -40,7 +42,8 @@ __all__ = [
 _OF = {
     "properties": ("PropertyError", "Report", "check_properties"),
     "run": ("Result", "run_transform"),
-    "sinks": ("DictMemory", "SinkError", "SinkReport", "check_sink", "deliveries_of"),
+    "deliveries": ("DictMemory", "deliveries_of", "delivery_of"),
+    "sinks": ("SinkError", "SinkReport", "check_sink"),
 }
 
 
