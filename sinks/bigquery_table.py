@@ -16,8 +16,7 @@ from google.cloud import bigquery
 from millrace.sinks.sink import SinkDownError
 
 CALL_S = 10.0
-"""How long one call to the REST API may take; a try more fits in it."""
-_RETRY = bigquery.DEFAULT_RETRY.with_timeout(CALL_S)
+"""How long one call to the REST API may take. None is tried again here: that is for the lane's breaker."""
 _CHANGES = 5
 """Tries to add columns, while others change the table as well."""
 _EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
@@ -175,7 +174,7 @@ class Tables:
     def get(self, name: str) -> Table | None:
         """Return a table (`project.dataset.table`); None where there is none."""
         try:
-            return _table(self.client.get_table(name, retry=_RETRY, timeout=CALL_S))
+            return _table(self.client.get_table(name, retry=None, timeout=CALL_S))
         except api.NotFound:
             return None
         except _FAILURES as error:
@@ -191,7 +190,7 @@ class Tables:
         try:
             for _ in range(_CHANGES):
                 try:
-                    table = self.client.get_table(name, retry=_RETRY, timeout=CALL_S)
+                    table = self.client.get_table(name, retry=None, timeout=CALL_S)
                 except api.NotFound:
                     if not create:
                         raise SchemaConflictError(f"there is no table {name}: create it, or set create: true") from None
@@ -202,7 +201,7 @@ class Tables:
                     return _table(table)
                 table.schema = [*table.schema, *missing]
                 try:  # by its etag: columns that another adds at this moment are not taken away
-                    self.client.update_table(table, ["schema"], retry=_RETRY, timeout=CALL_S)
+                    self.client.update_table(table, ["schema"], retry=None, timeout=CALL_S)
                 except api.PreconditionFailed:
                     continue
         except _FAILURES as error:
@@ -214,7 +213,7 @@ class Tables:
         if any(column.name == partition_by and kind_of(column) == "TIMESTAMP" for column in columns):
             table.time_partitioning = bigquery.TimePartitioning(field=partition_by)
         try:
-            self.client.create_table(table, exists_ok=True, retry=_RETRY, timeout=CALL_S)
+            self.client.create_table(table, exists_ok=True, retry=None, timeout=CALL_S)
         except api.NotFound as error:
             raise SinkDownError(f"there is no dataset for {name}: create it") from error
 
@@ -234,8 +233,8 @@ class Tables:
             ]
         settings = bigquery.QueryJobConfig(query_parameters=given, use_query_cache=False)
         try:
-            job = self.client.query(query, job_config=settings, retry=_RETRY, timeout=CALL_S, job_retry=None)
-            return frozenset(row[0] for row in job.result(retry=_RETRY, timeout=4 * CALL_S, job_retry=None))
+            job = self.client.query(query, job_config=settings, retry=None, timeout=CALL_S, job_retry=None)
+            return frozenset(row[0] for row in job.result(retry=None, timeout=4 * CALL_S, job_retry=None))
         except (*_FAILURES, TimeoutError) as error:
             raise down(error, f"a query of {name}") from error
 
