@@ -116,7 +116,7 @@ class BigQuery(Sink):
         channel = grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL)
         rest = bigquery.Client(
             project=project,
-            credentials=AnonymousCredentials(),
+            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
             client_options=ClientOptions(api_endpoint=self.rest_endpoint),
         )
         return BigQueryWriteAsyncClient(transport=BigQueryWriteGrpcAsyncIOTransport(channel=channel)), rest

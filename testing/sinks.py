@@ -19,7 +19,7 @@ _ENDS_S = 1.0
 _COST_EVENTS = 500
 _COST_DELIVERIES = 10
 _CANCELLED_AFTER_S = (0.0, 0.0, 0.001, 0.01)
-_HOSTILE = (
+_HOSTILE: tuple[dict[str, Any], ...] = (
     {},
     {"text": ""},
     {"text": "\x01\x1f\x7f\u2028'\";--\\n"},

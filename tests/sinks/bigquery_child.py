@@ -42,7 +42,7 @@ def main() -> None:
             dies()
         return answer
 
-    Stream.append = dying_append  # type: ignore[method-assign, assignment]
+    Stream.append = dying_append  # type: ignore[method-assign]
     asyncio.run(_deliver(sink, Path(folder), int(count)))
 
 

@@ -187,7 +187,7 @@ def test_a_dataset_that_is_not_there_is_said(server: RunningBigQuery, table: str
     """As Google says it; the emulator fails otherwise."""
 
     def not_found(*_: Any, **__: Any) -> None:
-        raise NotFound("Not found: Dataset shop-test:events")
+        raise NotFound("Not found: Dataset shop-test:events")  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr("google.cloud.bigquery.Client.create_table", not_found)
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ async def opened(sink: Files, memory: Memory | None = None) -> AsyncIterator[Fil
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the time, in seconds since 2026-01-05 12:00 UTC."""
     now = [0.0]
-    monkeypatch.setattr(files.time, "time", lambda: 1_767_614_400 + now[0])
+    monkeypatch.setattr(time, "time", lambda: 1_767_614_400 + now[0])
 
     def set_to(at: float) -> None:
         now[0] = at
@@ -117,9 +118,12 @@ def test_delivered_means_synced_and_a_reader_of_final_names_sees_whole_files_onl
 ):
     synced: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_size), fsync(descriptor))[1]
-    )
+
+    def noted_fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
 
     async def story() -> None:
         async with opened(Files(folder=str(tmp_path), name="{route}")) as sink:
@@ -259,7 +263,7 @@ def test_a_full_disk_puts_the_sink_down_and_leaves_no_part_of_a_delivery(
             is_full = False
             await sink.deliver(delivery("a"))
             is_full = True
-            monkeypatch.setattr(files.os, "write", lambda descriptor, data: write(descriptor, bytes(data[:150])))
+            monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:150])))
             with pytest.raises(SinkDownError, match="No space left on device"):
                 await sink.deliver(delivery("b"))
             is_full = False

@@ -94,7 +94,7 @@ class RunningBigQuery:
     def client(self) -> Iterator[bigquery.Client]:
         client = bigquery.Client(
             project=PROJECT,
-            credentials=AnonymousCredentials(),
+            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
             client_options=ClientOptions(api_endpoint=self.rest_endpoint),
         )
         try:
