@@ -32,6 +32,8 @@ class Kind(enum.Enum):
     """A route takes the event, and the lane's ledger says that none does."""
     ROUTED = "routed wrongly"
     """No route takes the event, and the lane's ledger says that one does."""
+    UNSETTLED = "not settled"
+    """A route without order takes the event, and its lane never had it, or not all of its message's events."""
     DEAD_UNRECORDED = "dead, not recorded"
     """Given up, and not in the table of what could not be delivered."""
     DEAD_UNMARKED = "recorded, not dead"
@@ -50,6 +52,7 @@ HINTS = {
     Kind.NOT_ENROLLED: "replay that time to the sink: millrace sinks",
     Kind.NOT_ROUTED: "the routes have changed since, or replay the events to the sink: millrace sinks",
     Kind.ROUTED: "the routes have changed since",
+    Kind.UNSETTLED: "the lane's subscription lost them or its routes see other columns than the archive has",
     Kind.DEAD_UNRECORDED: "a crash came between ledger and table: replay the events to the sink",
     Kind.DEAD_UNMARKED: "a crash came between table and ledger: the event was tried again after it was recorded",
     Kind.TOTALS: "the ledger was copied or repaired by hand",

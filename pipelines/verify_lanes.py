@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -296,12 +296,3 @@ class _Lane:
         recorded = len(self._run.recorded(self._name))
         if recorded < account.dead:
             self._run.add(Kind.DEAD_UNRECORDED, f"{account.dead - recorded:,} events", self._name)
-
-
-def lines_of(accounts: Sequence[LaneAccount]) -> Iterator[list[str]]:
-    """Give the rows of a table for people: its head first."""
-    missing = any(account.missing for account in accounts)
-    names = ["routed", "delivered", "dead", "skipped", "parked", "waiting", *(["missing"] if missing else []), "unread"]
-    yield ["sink", *names]
-    for account in accounts:
-        yield [account.lane, *(f"{getattr(account, name):,}" for name in names)]

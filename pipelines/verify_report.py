@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from millrace.pipelines.verify_findings import HINTS, SHOWN, Findings
-from millrace.pipelines.verify_lanes import LaneAccount, lines_of
+from millrace.pipelines.verify_lanes import LaneAccount
 from millrace.pipelines.verify_sources import DOORS, Account, Sources
 from millrace.pipelines.verify_tables import hour_name, iso
 
@@ -125,15 +125,17 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 2) 
 def _lanes(lanes: Sequence[LaneAccount]) -> Iterator[str]:
     if not lanes:
         return
-    head, *rows = lines_of(lanes)
-    yield from aligned(head, rows, texts=1)
+    missing = ["missing"] if any(account.missing for account in lanes) else []
+    names = ["routed", "delivered", "dead", "skipped", "parked", "waiting", *missing, "unread"]
+    rows = [[account.lane, *(f"{getattr(account, name):,}" for name in names)] for account in lanes]
+    yield from aligned(["sink", *names], rows, texts=1)
     for lane in lanes:
         if lane.not_configured:
             yield f"{lane.lane} is not in the configuration (--config): its routes could not be asked."
         elif lane.unchecked:
             yield (
-                f"{lane.lane}: of {lane.unchecked:,} rows it is taken on trust which it should get: their files were "
-                "merged, the routes have changed since, or --fast."
+                f"{lane.lane}: {lane.unchecked:,} rows were not held against the routes: their files were merged "
+                "or are gone, the routes have changed since, or --fast."
             )
     yield ""
 

@@ -11,6 +11,19 @@ import duckdb
 
 from millrace.pipelines.verify_accepted import HOUR_US, PENDING, Acceptances
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
+from millrace.pipelines.verify_places import (
+    ABSENT,
+    ENVELOPES,
+    ID,
+    LEFT,
+    MATCHED,
+    OTHERS,
+    PLACES,
+    REPEATED,
+    SUMS,
+    SUSPECTS,
+    UNFORESEEN,
+)
 from millrace.pipelines.verify_tables import ALL, SPECS, Slice, Tables, hour_name, iso
 
 DOORS = tuple(SPECS)
@@ -23,72 +36,6 @@ _COLUMNS = {
     "dead_letters": (*_PLACE, "stage", "payload"),
     "dropped": (*_PLACE, "message_id"),
 }
-
-# A record leaves by one door. What a transform made of an event shares its place and has an id of its own,
-# ID/TRANSFORM/NUMBER; where these left by several doors the event counts as archived, else by the first of SPECS.
-_PLACES = """
-    CREATE OR REPLACE TABLE places AS
-    SELECT envelope_id, envelope_index, min(door) AS door, count(*) AS times, any_value(source_id) AS source,
-           any_value(published_us) AS published_us
-    FROM found GROUP BY envelope_id, envelope_index
-"""
-# A letter without an index stands for all that the message held.
-_ENVELOPES = """
-    CREATE OR REPLACE TABLE envelopes AS
-    SELECT envelope_id, any_value(source) AS source, any_value(published_us) AS published_us, count(*) AS places,
-           bool_or(envelope_index < 0) AS whole, max(envelope_index) AS last,
-           count(*) FILTER (door = 0) AS archive, count(*) FILTER (door = 1) AS duplicates,
-           count(*) FILTER (door = 2) AS dead_letters, count(*) FILTER (door = 3) AS dropped
-    FROM places GROUP BY envelope_id
-"""
-_MATCHED = """
-    CREATE OR REPLACE TABLE matched AS
-    SELECT pending.envelope_id, pending.source, hour_us, events, at_us, places, whole, last, archive, duplicates,
-           CASE WHEN whole THEN events ELSE dead_letters END AS dead_letters, dropped,
-           CASE WHEN whole THEN 0 ELSE greatest(events - places, 0) END AS absent
-    FROM pending JOIN envelopes USING (envelope_id)
-"""
-_LEFT = """
-    CREATE OR REPLACE TABLE left_over AS SELECT * FROM pending ANTI JOIN envelopes USING (envelope_id);
-    DROP TABLE pending;
-    ALTER TABLE left_over RENAME TO pending;
-"""
-_SUMS = """
-    SELECT source, hour_us, sum(events), sum(archive), sum(duplicates), sum(dead_letters), sum(dropped)
-    FROM matched GROUP BY ALL
-"""
-_OTHERS = f"""
-    SELECT source, published_us // {HOUR_US} * {HOUR_US}, sum(archive), sum(duplicates),
-           sum(dead_letters), sum(dropped)
-    FROM envelopes ANTI JOIN matched USING (envelope_id) GROUP BY ALL
-"""  # noqa: S608  constants
-# Which indices lack: few messages have some, and lack others.
-_ABSENT = """
-    SELECT envelope_id, index, source, hour_us, at_us
-    FROM (SELECT *, unnest(range(events)) AS index FROM matched WHERE absent > 0) AS wanted
-    ANTI JOIN (SELECT envelope_id, envelope_index AS index FROM places) AS there USING (envelope_id, index)
-"""
-_UNFORESEEN = """
-    SELECT envelope_id, envelope_index, source, at_us FROM places JOIN (
-        SELECT envelope_id, events, at_us FROM matched WHERE last >= events
-    ) USING (envelope_id) WHERE envelope_index >= events
-"""
-_SUSPECTS = """
-    CREATE OR REPLACE TABLE suspects AS
-    SELECT envelope_id FROM places WHERE times > 1
-    UNION SELECT envelope_id FROM envelopes WHERE whole AND places > 1
-"""
-_REPEATED = """
-    SELECT envelope_id, envelope_index, any_value(source_id), min(published_us), list(DISTINCT door ORDER BY door)
-    FROM (SELECT *, id IS NOT NULL AND regexp_matches(id, '/[^/]+/[1-9][0-9]*$') AS made,
-                 count(*) OVER (PARTITION BY envelope_id, envelope_index, id) AS same
-          FROM details)
-    GROUP BY envelope_id, envelope_index
-    HAVING count(*) FILTER (NOT made) > 1 OR max(same) FILTER (id IS NOT NULL) > 1
-    UNION ALL
-    SELECT envelope_id, -1, any_value(source_id), min(published_us), [2]
-    FROM details GROUP BY envelope_id HAVING min(envelope_index) < 0 AND max(envelope_index) >= 0
-"""
 
 
 @dataclasses.dataclass
@@ -203,9 +150,9 @@ class SourceCheck:
 
     def _account(self, *, second: bool = False) -> None:
         """Enter what was gathered."""
-        for statement in (_PLACES, _ENVELOPES, _MATCHED):
+        for statement in (PLACES, ENVELOPES, MATCHED):
             self._db.execute(statement)
-        for source, hour, events, *doors in self._db.execute(_SUMS).fetchall():
+        for source, hour, events, *doors in self._db.execute(SUMS).fetchall():
             if not self._in_range(hour):
                 continue
             account = self._found.of(source, hour)
@@ -214,18 +161,18 @@ class SourceCheck:
                 setattr(account, name, getattr(account, name) + int(count))
         if second:  # it was taken for another publisher's before
             self._db.execute("DELETE FROM envelopes WHERE envelope_id NOT IN (SELECT envelope_id FROM matched)")
-            taken_back = _OTHERS.replace("ANTI JOIN", "SEMI JOIN")
+            taken_back = OTHERS.replace("ANTI JOIN", "SEMI JOIN")
             self._enter_others(taken_back, -1)
         else:
-            self._enter_others(_OTHERS, 1)
+            self._enter_others(OTHERS, 1)
             self._repeated()
         self._findings.add(
             Finding(Kind.UNFORESEEN, f"{id_}/{index}", source, iso(at))
-            for id_, index, source, at in self._rows(_UNFORESEEN)
+            for id_, index, source, at in self._rows(UNFORESEEN)
         )
-        for id_, index, source, hour, at in self._rows(_ABSENT):
+        for id_, index, source, hour, at in self._rows(ABSENT):
             self._absent(f"{id_}/{index}", source, hour, at)
-        self._db.execute(_LEFT)
+        self._db.execute(LEFT)
 
     def _enter_others(self, query: str, sign: int) -> None:
         for source, hour, *doors in self._db.execute(query).fetchall():
@@ -246,7 +193,7 @@ class SourceCheck:
 
     def _repeated(self) -> None:
         """Look closely at places that were found more than once: with their ids."""
-        self._db.execute(_SUSPECTS)
+        self._db.execute(SUSPECTS)
         count, low, high = self._db.execute(
             "SELECT count(*), min(published_us), max(published_us) FROM suspects JOIN envelopes USING (envelope_id)"
         ).fetchall()[0]
@@ -261,7 +208,7 @@ class SourceCheck:
             if rows is None:
                 continue
             # What a step refused has its id; anything else is refused as it came.
-            id_ = "message_id" if name != "dead_letters" else "CASE WHEN contains(stage, ': ') THEN " + _ID + " END"
+            id_ = "message_id" if name != "dead_letters" else "CASE WHEN contains(stage, ': ') THEN " + ID + " END"
             self._db.register("rows_read", rows)
             self._db.execute(
                 "INSERT INTO details SELECT envelope_id, envelope_index, source_id, epoch_us(published_at), "  # noqa: S608
@@ -270,7 +217,7 @@ class SourceCheck:
             self._db.unregister("rows_read")
         self._findings.add(
             Finding(Kind.REPEATED, f"{id_}/{index}", f"{source} in {', '.join(DOORS[door] for door in doors)}", iso(at))
-            for id_, index, source, at, doors in self._rows(_REPEATED)
+            for id_, index, source, at, doors in self._rows(REPEATED)
         )
 
     def _second_look(self) -> None:
@@ -326,6 +273,3 @@ class SourceCheck:
             cursor.execute(query, list(values))
             while chunk := cursor.fetchmany(10_000):
                 yield from chunk
-
-
-_ID = "json_extract_string(decode(payload), '$.messageId')"

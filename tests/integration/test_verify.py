@@ -6,13 +6,16 @@ import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.job import Job
+from tests.support.job import Job, read_table
 from tests.support.pubsub import PubSub, broker_process, wait_until
 from tests.support.serving import KEY, serving
 from tests.support.verifying import Verdict, verdict
@@ -68,6 +71,7 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
         job = Job(tmp_path, server.address, subscription, "--drain_until_empty")
         job.start()
         stack.callback(_kill, job)
+        delivering = stack.enter_context(_delivering(tmp_path))
         with Client(collector.port) as client:
             job.wait_for(archived=100)
             (worker,) = collector.worker_pids()
@@ -80,8 +84,14 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
             standing = verdict(tmp_path)
             job.start()
             job.wait_for(archived=before // 2)
+            delivering.kill()
+            delivering.wait()
         assert collector.end() == 0
         assert job.drain() == 0
+        with _delivering(tmp_path) as delivering:
+            wait_until(lambda: _is_delivered(tmp_path), 60, "the lane to deliver what is archived")
+            delivering.terminate()
+            assert delivering.wait(60) == 0
 
     in_flight = sum(account["in_flight"] for account in standing.said["sources"])
     assert (standing.code, standing.ids) == (0, [])
@@ -93,6 +103,8 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
     doors = sums["archive"] + sums["duplicates"] + sums["dead_letters"]
     assert sums["accepted"] == doors
     assert sums["in_flight"] == 0
+    routed = closing.said["sinks"][0]
+    assert (routed["routed"], routed["delivered"], routed["unread"]) == (sums["archive_rows"],) * 2 + (0,)
     # The worker that was killed took the notes of its last second with it; its events are there all the same.
     assert sums["accepted"] + sums["others"] >= client.promised
     assert sums["others"] < 4 * 400
@@ -112,7 +124,33 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
     file.write_bytes(whole)
     pq.write_table(rows.slice(1), file)
     one_less = verdict(tmp_path, "--settled-after=0s")
-    assert (one_less.code, one_less.ids) == (1, [("missing", places[0])])
+    lane_finds = [what for kind, what in one_less.ids if kind == "totals"]
+    assert (one_less.code, one_less.ids[0]) == (1, ("missing", places[0]))
+    assert [f"has {len(rows) - 1} rows, {len(rows)} marks" in what for what in lane_finds] == [True]
+
+
+@contextlib.contextmanager
+def _delivering(data: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `millrace deliver` with one sink that gets everything; killed at the end, with its lane."""
+    with (data / "millrace.yaml").open("r+") as file:
+        if "routes:" not in file.read():
+            file.write("sinks:\n  copy: {use: console}\nroutes:\n  - {to: copy}\n")
+    arguments = [f"--config={data / 'millrace.yaml'}", f"--archive={data / 'archive'}", f"--state={data / 'delivery'}"]
+    command = [sys.executable, "-m", "millrace.delivery.run", *arguments, "--from_start", "--drain_s=30", "--quiet"]
+    with (
+        (data / "deliver.log").open("ab") as log,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _is_delivered(data: Path) -> bool:
+    account = verdict(data, "--fast").said["sinks"][0]
+    archived = read_table(str(data / "archive"), "archive").num_rows
+    return bool(account["delivered"] == archived)
 
 
 def _kill(job: Job) -> None:
@@ -127,6 +165,7 @@ def _kill(job: Job) -> None:
 def _sums(found: Verdict) -> dict[str, int]:
     names = ("accepted", "archive", "duplicates", "dead_letters", "in_flight", "missing")
     sums = {name: sum(account[name] for account in found.said["sources"]) for name in names}
+    sums["archive_rows"] = sum(account["others"]["archive"] for account in found.said["sources"]) + sums["archive"]
     return {**sums, "others": sum(sum(account["others"].values()) for account in found.said["sources"])}
 
 

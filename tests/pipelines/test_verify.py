@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from millrace.collector.accepted import Accepted
 from millrace.pipelines import verify, verify_tables
+from tests.support.gcs import gcs_server
 from tests.support.verifying import NOON_S, Note, Place, accept, message, place, text, verdict, write, write_all
 
 LATER_S = 3_000.0
@@ -279,6 +280,15 @@ def test_all_ids_go_to_a_file_and_twenty_to_the_screen(tmp_path: Path) -> None:
     lines = ids.read_text().splitlines()
     assert lines[0] == "kind,id,where,at"
     assert sorted(lines[1:]) == sorted(f"missing,a/{index},web,2026-11-25T12:00:00Z" for index in range(50))
+
+
+def test_the_tables_may_be_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(tmp_path, Note("a", 2))
+    with gcs_server("millrace-test") as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint.removeprefix("http://"))
+        write_all("gs://millrace-test/events", archive=[place("a")], duplicates=[place("a", 1)])
+        found = verdict("gs://millrace-test/events", f"--accepted={tmp_path / 'accepted'}")
+    assert (found.code, found.account()) == (0, {"accepted": 2, "archive": 1, "duplicates": 1})
 
 
 def test_what_cannot_be_told_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pytest
 
 from millrace.config.fanout import read_fanout
@@ -14,13 +16,16 @@ from millrace.delivery.archive_feed import ArchiveFeed
 from millrace.delivery.ledger import Ledger, Mark, Trying
 from millrace.delivery.pending import Pending
 from millrace.delivery.undelivered import Dead, Undelivered
+from millrace.pipelines.verify_findings import Findings, Kind
+from millrace.pipelines.verify_tables import ALL, SPECS, open_tables
+from millrace.pipelines.verify_unordered import unsettled
 from millrace.sinks.bookmarks import FOLDER
 from millrace.sinks.compact import compact
 from millrace.sinks.delta import open_table
 from millrace.sinks.sink import Fault
 from millrace.sinks.storage import locate
 from millrace.sinks.tables import ARCHIVE, UNDELIVERED
-from tests.support.verifying import place, text, verdict, write, write_all
+from tests.support.verifying import NOON_S, place, text, verdict, write, write_all
 
 CONFIG = """
 sinks:
@@ -232,3 +237,37 @@ def test_a_lane_without_order_is_checked_by_its_totals(lane: Lane) -> None:
     ledger.add_totals({"delivered": 4}, 10**15)
     ledger.close()
     assert verdict(lane.data).ids == [("totals", "1 more are settled than were routed")]
+
+
+class Settled:
+    """What a lane without order says it is done with: events by message."""
+
+    since_us = NOON_S * 1_000_000
+    until_us = (NOON_S + 240) * 1_000_000
+
+    def __init__(self, **events: int) -> None:
+        self._events = events
+
+    def events_of(self, envelope_ids: pa.Array, published_at: pa.Array) -> npt.NDArray[np.int64]:
+        assert len(published_at) == len(envelope_ids)
+        return np.array([self._events.get(each, -1) for each in envelope_ids.to_pylist()], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("events", "ids"),
+    [
+        pytest.param({"p0": 3, "p1": 3, "p2": 3, "p3": 4}, [], id="all of them, and a copy"),
+        pytest.param({"p0": 3, "p2": 2, "p3": 3}, ["p1-1", "p1-3", "p1-5", "p2-1", "p2-3", "p2-5"], id="some lack"),
+    ],
+)
+def test_what_a_lane_without_order_never_settled_is_found(lane: Lane, events: dict[str, int], ids: list[str]) -> None:
+    write(lane.data, "archive", place("p0", 1, message_id="p0-1/split/1", event="Ordered"))  # made by the job
+    write(lane.data, "archive", place("recent", 0, 200.0, event="Ordered"))  # the lane may not have come to it
+    write(lane.data, "archive", place("old", 0, -1.0, event="Ordered"))
+    (settings,) = read_fanout((lane.data / "millrace.yaml").read_text(), "millrace.yaml", only="").lanes
+    tables = open_tables({name: str(lane.data / name) for name in SPECS})
+    with Findings() as findings:
+        _, missing = unsettled(tables, settings, Settled(**events), ALL, findings)
+    assert sorted(each.what for each in findings.shown) == ids
+    assert {each.kind for each in findings.shown} <= {Kind.UNSETTLED}
+    assert missing == (4 if ids else 0)

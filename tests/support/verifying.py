@@ -41,10 +41,10 @@ def place(envelope: str, nth: int = 0, at_s: float = 0.0, source: str = "web", *
     return Place(envelope, nth, at_s, columns, source)
 
 
-def write(data: Path, table: str, *places: Place) -> Table:
+def write(data: Path | str, table: str, *places: Place) -> Table:
     """Commit records to a table under `data`, as one file; the table is made where there is none."""
     spec = with_columns(SPECS[table], ADDS) if table == "archive" else SPECS[table]
-    opened = open_table(str(data / table), spec)
+    opened = open_table(f"{data}/{table}", spec)
     if places:
         rows = [_row(spec.schema, each) for each in places]
         version = (opened.committed_version("test") or 0) + 1
@@ -56,7 +56,7 @@ def write(data: Path, table: str, *places: Place) -> Table:
     return opened
 
 
-def write_all(data: Path, **places: Sequence[Place]) -> None:
+def write_all(data: Path | str, **places: Sequence[Place]) -> None:
     """Commit records to the tables that are named, and make the others."""
     for name in SPECS:
         write(data, name, *places.get(name, ()))
@@ -128,7 +128,7 @@ class Verdict(NamedTuple):
         return {name: number for name, number in numbers.items() if name not in ("source", "hour") and number}
 
 
-def verdict(data: Path, *options: str) -> Verdict:
+def verdict(data: Path | str, *options: str) -> Verdict:
     """Run `millrace verify --json`."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
