@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from google.auth.exceptions import GoogleAuthError
 
 from millrace.config.job import ConfigError, JobConfig, load_job
@@ -35,6 +36,8 @@ from millrace.transforms.suppression import SuppressionError
 
 _LOG = logging.getLogger(__name__)
 
+_ROUTES = "live: routes"
+_NEVER_US = 1 << 62
 _WAIT_S = 0.02
 _FLUSH_S = 0.5
 _TRIED_S = 3_600.0
@@ -108,6 +111,8 @@ class LiveFeed:
             CannotReadError: there is none, or it may not be read; one sentence that says what to do.
         """
         self._opened_s, self._opened_us = time.monotonic(), time.time_ns() // 1_000
+        if routes_since_us(self._ledger, self._settings) > self._opened_us:
+            self._ledger.put(_ROUTES, msgspec.json.encode([self._settings.digest, self._opened_us]))
         self._tried = {each.message_id: each for each in self._ledger.trying()}
         self._put_aside.recall()
         self._messages.recall(self._opened_us)
@@ -278,6 +283,16 @@ class LiveFeed:
     def _until_us(self, now_us: int) -> int:
         """Return up to when all is settled, by time of publishing, as far as the lane can know."""
         return min(self._puller.oldest_us(now_us) or self._opened_us, now_us)
+
+
+def routes_since_us(ledger: Ledger, settings: LaneSettings) -> int:
+    """Return since when a lane asks the routes that it has in these settings, µs since the epoch; far off: not yet."""
+    told = ledger.get(_ROUTES)
+    if told is not None:
+        digest, since_us = msgspec.json.decode(told, type=tuple[str, int])
+        if digest == settings.digest:
+            return since_us
+    return _NEVER_US
 
 
 def live_feed(settings: LaneSettings, ledger: Ledger, *, config: str, topic: str, prefix: str) -> LiveFeed:

@@ -85,11 +85,10 @@ def _lanes(
         return []
     config = given.config or _beside(given, FILE)
     lanes = load_fanout("" if config is None else str(config)).lanes
-    archive = tables.tables["archive"]
-    uri = given.undelivered or f"{archive.location.uri.rpartition('/')[0]}/undelivered"
+    uri = given.undelivered or f"{tables.tables['archive'].location.uri.rpartition('/')[0]}/undelivered"
     there = load(locate(uri)) is not None
     undelivered = find_table(uri, [UNDELIVERED]) if there else None
-    check = LaneCheck(archive, undelivered, findings, scratch, fast=given.fast, hours=hours)
+    check = LaneCheck(tables, undelivered, findings, scratch, fast=given.fast, hours=hours)
     return check.run(state, lanes)
 
 

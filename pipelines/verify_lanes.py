@@ -25,7 +25,8 @@ from millrace.delivery.follow import Log
 from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark
 from millrace.delivery.settings import LaneSettings
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
-from millrace.pipelines.verify_tables import Slice, iso
+from millrace.pipelines.verify_tables import Slice, Tables, iso
+from millrace.pipelines.verify_unordered import unsettled
 from millrace.sinks.delta import Table
 from millrace.sinks.storage import StorageError
 from millrace.transforms.route import columns_for, route_rows
@@ -65,7 +66,7 @@ class LaneCheck:
     """One run over the ledgers of a folder.
 
     Args:
-        archive: the table.
+        tables: of the job.
         undelivered: the table of what was given up; None where there is none.
         findings: where to say what is wrong.
         scratch: a folder for copies of the ledgers.
@@ -75,7 +76,7 @@ class LaneCheck:
 
     def __init__(
         self,
-        archive: Table,
+        tables: Tables,
         undelivered: Table | None,
         findings: Findings,
         scratch: Path,
@@ -83,7 +84,7 @@ class LaneCheck:
         fast: bool,
         hours: Slice,
     ) -> None:
-        self._archive = archive
+        self._tables = tables
         self._undelivered = undelivered
         self._findings = findings
         self._scratch = scratch
@@ -120,7 +121,13 @@ class LaneCheck:
     @property
     def table(self) -> Table:
         """The archive."""
-        return self._archive
+        return self._tables.tables["archive"]
+
+    def unsettled(self, settings: LaneSettings | None, ledger: Ledger) -> tuple[int, int]:
+        """Find what a lane without order never settled; return (rows checked, missing)."""
+        if self._fast or settings is None:
+            return 0, 0
+        return unsettled(self._tables, settings, ledger, self._hours, self._findings)
 
     def add(self, kind: Kind, what: str, lane: str, at_us: int | None = None) -> None:
         """Say what is wrong."""
@@ -155,6 +162,7 @@ class _Lane:
         entries = self._ledger.entries()
         if self._ledger.get(SEEN) is None:  # it takes its events from a subscription
             self._by_totals()
+            self._account.checked, self._account.missing = self._run.unsettled(self._settings, self._ledger)
             return self._account
         self._enrolled(entries)
         recorded = self._run.recorded(self._name)
@@ -286,13 +294,15 @@ class _Lane:
                 self._run.add(Kind.TOTALS, f"{each.message_id} is tried again, and marked as settled", self._name)
 
     def _by_totals(self) -> None:
-        """Enter a lane without order: its ledger has totals only."""
-        totals, account = self._ledger.totals(), self._account
-        for name in ("routed", *_NAMES.values()):
+        """Enter a lane without order: its ledger has totals, of messages that are settled, and these messages."""
+        totals, account, said = self._ledger.totals(), self._account, self._ledger.status()
+        for name in _NAMES.values():
             setattr(account, name, totals.get(name, 0))
-        account.waiting = account.routed - account.delivered - account.dead - account.skipped - account.parked
-        if account.waiting < 0:
-            self._run.add(Kind.TOTALS, f"{-account.waiting:,} more are settled than were routed", self._name)
+        settled = account.delivered + account.dead + account.skipped + account.parked
+        if settled != totals.get("routed", 0):
+            self._run.add(Kind.TOTALS, f"routed: {totals.get('routed', 0):,} counted, {settled:,} settled", self._name)
+        account.waiting = 0 if said is None else said[1].waiting
+        account.routed = settled + account.waiting
         recorded = len(self._run.recorded(self._name))
         if recorded < account.dead:
             self._run.add(Kind.DEAD_UNRECORDED, f"{account.dead - recorded:,} events", self._name)

@@ -5,14 +5,16 @@ and how many of their events; held against that are the rows that its routes tak
 """
 
 import dataclasses
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.delivery.ledger import Ledger
+from millrace.delivery.live import routes_since_us
 from millrace.delivery.settings import LaneSettings
+from millrace.delivery.settled import settled_envelopes
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
 from millrace.pipelines.verify_tables import Slice, Tables, iso
 from millrace.transforms.route import columns_for, route_rows
@@ -24,39 +26,29 @@ _MADE = r"/[^/]+/[1-9][0-9]*$"
 _PLACE = ("message_id", "envelope_id", "published_at")
 
 
-class SettledMessages(Protocol):
-    """What a lane without order is done with."""
-
-    since_us: int
-    """Messages published before are not told of."""
-    until_us: int
-    """Messages published up to then have been read."""
-
-    def events_of(self, envelope_ids: pa.Array, published_at: pa.Array) -> npt.NDArray[np.int64]:
-        """Return for each row how many events of its message are settled; -1: none ever was."""
-        ...
-
-
-def unsettled(
-    tables: Tables, lane: LaneSettings, settled: SettledMessages, hours: Slice, findings: Findings
-) -> tuple[int, int]:
+def unsettled(tables: Tables, lane: LaneSettings, ledger: Ledger, hours: Slice, findings: Findings) -> tuple[int, int]:
     """Find the rows that a lane without order should have settled and did not; return (rows checked, missing).
 
     Args:
         tables: with the archive.
         lane: its settings: the routes.
-        settled: what it is done with.
+        ledger: its ledger.
         hours: of publication.
         findings: where to say which; a message of which some events lack is named with all that its routes take.
     """
-    span = Slice(max(hours.low_us, settled.since_us), min(hours.high_us, settled.until_us - _MARGIN_US))
+    told = settled_envelopes(ledger, 0, 0)  # of no message: since when, and until when it is told
+    if told is None:
+        return 0, 0
+    since_us = max(hours.low_us, told.since_us, routes_since_us(ledger, lane))
+    span = Slice(since_us, min(hours.high_us, told.until_us - _MARGIN_US))
     routes = [dataclasses.replace(route, columns=(("message_id", "message_id"),)) for route in lane.routes]
     there = pa.schema(tables.tables["archive"].delta.schema()).names
     columns = list(dict.fromkeys([*columns_for(routes, there), *_PLACE]))
     checked = missing = 0
     for part in tables.slices(span.low_us, span.high_us) if span.low_us < span.high_us else ():
         reader = tables.read("archive", columns, part)
-        if reader is None:
+        settled = settled_envelopes(ledger, *part)
+        if reader is None or settled is None:
             continue
         taken = []
         for batch in reader:

@@ -3,22 +3,20 @@
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 from millrace.config.fanout import read_fanout
 from millrace.delivery.archive_feed import ArchiveFeed
-from millrace.delivery.ledger import Ledger, Mark, Trying
+from millrace.delivery.ledger import Ledger, Mark, Status, Trying
 from millrace.delivery.pending import Pending
+from millrace.delivery.settled import Envelopes, SettledRecord, envelope_keys
 from millrace.delivery.undelivered import Dead, Undelivered
-from millrace.pipelines.verify_findings import Findings, Kind
-from millrace.pipelines.verify_tables import ALL, SPECS, open_tables
-from millrace.pipelines.verify_unordered import unsettled
 from millrace.sinks.bookmarks import FOLDER
 from millrace.sinks.compact import compact
 from millrace.sinks.delta import open_table
@@ -35,6 +33,8 @@ routes:
 """
 PARTS, ROWS = 4, 6
 DEAD = "p2-1"
+NOON_US = NOON_S * 1_000_000
+UNTIL_US = NOON_US + 240_000_000
 WAITING = {"p3-3", "p3-5"}
 PARKED = "p1-5"
 
@@ -229,45 +229,75 @@ def test_a_lane_that_is_not_configured_is_checked_by_its_own_books(lane: Lane) -
     assert verdict(lane.data).code == 1
 
 
-def test_a_lane_without_order_is_checked_by_its_totals(lane: Lane) -> None:
+@pytest.fixture
+def unordered(lane: Lane) -> Iterator[Ledger]:
+    """The ledger of a lane without order, with the route of the other; it began at noon, and came four minutes far."""
+    (lane.data / "millrace.yaml").write_text(
+        CONFIG.format(event="Ordered") + "  - {to: crm, order: none, name: live}\n"
+    )
+    (settings,) = (each for each in read_fanout(_config(lane), "millrace.yaml").lanes if not each.is_ordered)
     ledger = Ledger(lane.data / "delivery" / "crm.unordered.sqlite")
-    ledger.add_totals({"routed": 10, "delivered": 7}, 10**15)
-    found = verdict(lane.data)
-    assert (found.code, found.said["sinks"][1]["waiting"]) == (0, 3)
-    ledger.add_totals({"delivered": 4}, 10**15)
+    ledger.put("live: routes", msgspec.json.encode([settings.digest, NOON_US]))
+    yield ledger
     ledger.close()
-    assert verdict(lane.data).ids == [("totals", "1 more are settled than were routed")]
 
 
-class Settled:
-    """What a lane without order says it is done with: events by message."""
+def _config(lane: Lane) -> str:
+    return (lane.data / "millrace.yaml").read_text()
 
-    since_us = NOON_S * 1_000_000
-    until_us = (NOON_S + 240) * 1_000_000
 
-    def __init__(self, **events: int) -> None:
-        self._events = events
+def _settle(ledger: Ledger, **events: int) -> None:
+    """Have a lane without order be done with so many events of messages; those of part N are published N minutes on."""
+    keys = envelope_keys(pa.array(list(events)))
+    published = np.array([NOON_US + int(name[1:]) * 60_000_000 for name in events], np.int64)
+    record = SettledRecord(ledger, 86_400.0, NOON_US)
+    with ledger.writing():
+        record.add(Envelopes(keys, published, np.array(list(events.values()), np.uint32)), UNTIL_US, NOON_US)
 
-    def events_of(self, envelope_ids: pa.Array, published_at: pa.Array) -> npt.NDArray[np.int64]:
-        assert len(published_at) == len(envelope_ids)
-        return np.array([self._events.get(each, -1) for each in envelope_ids.to_pylist()], np.int64)
+
+def test_a_lane_without_order_is_checked_by_its_totals(lane: Lane, unordered: Ledger) -> None:
+    unordered.add_totals({"routed": 8, "delivered": 7, "dead": 1}, 10**15)
+    found = verdict(lane.data)
+    assert found.ids == [("dead, not recorded", "1 events")]
+    account = found.said["sinks"][1]
+    assert (account["routed"], account["delivered"], account["dead"], account["waiting"]) == (8, 7, 1, 0)
+    unordered.set_status(Status(sink="crm", is_ordered=False, state="running", waiting=3))
+    unordered.add_totals({"delivered": 4}, 10**15)
+    found = verdict(lane.data)
+    assert found.ids == [("totals", "routed: 8 counted, 12 settled"), ("dead, not recorded", "1 events")]
+    assert found.said["sinks"][1]["waiting"] == 3
 
 
 @pytest.mark.parametrize(
     ("events", "ids"),
     [
-        pytest.param({"p0": 3, "p1": 3, "p2": 3, "p3": 4}, [], id="all of them, and a copy"),
-        pytest.param({"p0": 3, "p2": 2, "p3": 3}, ["p1-1", "p1-3", "p1-5", "p2-1", "p2-3", "p2-5"], id="some lack"),
+        pytest.param({"p0": 6, "p1": 6, "p2": 6, "p3": 7}, [], id="all of them, and a copy"),
+        pytest.param(
+            {"p0": 6, "p2": 5, "p3": 6}, [f"p{part}-{row}" for part in (1, 2) for row in range(6)], id="not all"
+        ),
     ],
 )
-def test_what_a_lane_without_order_never_settled_is_found(lane: Lane, events: dict[str, int], ids: list[str]) -> None:
-    write(lane.data, "archive", place("p0", 1, message_id="p0-1/split/1", event="Ordered"))  # made by the job
-    write(lane.data, "archive", place("recent", 0, 200.0, event="Ordered"))  # the lane may not have come to it
-    write(lane.data, "archive", place("old", 0, -1.0, event="Ordered"))
-    (settings,) = read_fanout((lane.data / "millrace.yaml").read_text(), "millrace.yaml", only="").lanes
-    tables = open_tables({name: str(lane.data / name) for name in SPECS})
-    with Findings() as findings:
-        _, missing = unsettled(tables, settings, Settled(**events), ALL, findings)
-    assert sorted(each.what for each in findings.shown) == ids
-    assert {each.kind for each in findings.shown} <= {Kind.UNSETTLED}
-    assert missing == (4 if ids else 0)
+def test_what_a_lane_without_order_never_settled_is_found(
+    lane: Lane, unordered: Ledger, events: dict[str, int], ids: list[str]
+) -> None:
+    write(
+        lane.data,
+        "archive",
+        place("p0", 1, message_id="p0-1/split/1"),  # made by the job: in no subscription
+        place("recent", 0, 200.0),  # the lane may not have come to it
+        place("old", 0, -1.0),
+    )
+    _settle(unordered, **events)
+    found = verdict(lane.data)
+    assert sorted(found.ids) == [("not settled", each) for each in ids]
+    assert (found.said["sinks"][1]["missing"], found.code) == ((7, 1) if ids else (0, 0))
+
+
+def test_what_came_under_other_routes_is_not_held_against_a_lane_without_order(lane: Lane, unordered: Ledger) -> None:
+    _settle(unordered)
+    assert verdict(lane.data).code == 1
+    lane.configure("Seen")
+    (lane.data / "millrace.yaml").write_text(
+        _config(lane) + '  - {to: crm, order: none, name: live, when: type == "x"}\n'
+    )
+    assert verdict(lane.data).code == 0
