@@ -143,10 +143,12 @@ def _alone(folder: Path, options: argparse.Namespace, per_message: int) -> Row:
 
 
 def _beside(folder: Path, options: argparse.Namespace, per_message: int) -> Row:
-    with Stand(folder / "stand", google=options.google) as stand:
-        with lane_process(folder / "lane", TOPIC, options.config, os.environ["PUBSUB_EMULATOR_HOST"]) as lane:
-            published = stand.run(options.rate, options.seconds, per_message).events
-            return _row(f"{per_message} a message, beside the job", lane, published, per_message)
+    with (
+        Stand(folder / "stand", google=options.google) as stand,
+        lane_process(folder / "lane", TOPIC, options.config, os.environ["PUBSUB_EMULATOR_HOST"]) as lane,
+    ):
+        published = stand.run(options.rate, options.seconds, per_message).events
+        return _row(f"{per_message} a message, beside the job", lane, published, per_message)
 
 
 def _row(name: str, lane: LaneProcess, published: int, per_message: int) -> Row:

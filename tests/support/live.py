@@ -1,6 +1,8 @@
 """For tests of lanes without order: a lane's feed in the hand of the test, over a real Pub/Sub."""
 
+import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ from millrace.delivery.live import BOUNDS, MEMORY, LiveFeed, Memory
 from millrace.delivery.pending import Pending
 from millrace.delivery.puller import Bounds
 from millrace.delivery.settings import LaneSettings, SinkSettings
+from millrace.sinks.sink import DELIVERED, Delivery, Outcome, Sink
 from millrace.transforms.route import Route
 from tests.support.pubsub import PubSub, wait_until
 
@@ -27,6 +30,32 @@ def body(*message_ids: str, **more: Any) -> bytes:
         for each in message_ids
     ]  # fmt: skip
     return json.dumps(events).encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(Sink):
+    """A sink that writes each event it takes to a file, at once: one JSON line.
+
+    Args:
+        file: where to.
+        seconds: how long it takes.
+    """
+
+    file: str
+    seconds: float = 0.0
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        """Write all, in one piece."""
+        await asyncio.sleep(self.seconds)
+        with Path(self.file).open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in delivery.json()))
+        return [DELIVERED] * len(delivery)
+
+
+def recorded(file: Path) -> list[dict[str, Any]]:
+    """What a Recorded sink took: whole lines."""
+    text = file.read_bytes() if file.exists() else b""
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
 class HandLane:
