@@ -6,7 +6,8 @@ and a kind of order is a lane: a process of its own with its own ledger, so that
 
     follow.py     archive -> parts of the queue, each in delivery order
     live.py       subscription -> events as they come, for routes without order
-    barrier.py    which event may go now: the order of each user, with failures
+    barrier.py    which event may go now: the order of each user, with failures (pending.py: an event; failed.py: those
+                  that are tried again)
     retry.py      when an event is tried again, and when no more
     throttle.py   how much at once: adaptive concurrency, circuit breaker, rate limit
     ledger.py     what is remembered: the place in the queue, every event's outcome, orders of the operator

@@ -24,6 +24,24 @@ class Event:
     is_failing: bool  # as long as the destination is faulty
 
 
+def events(chance: random.Random, users: Sequence[str], count: int) -> list[Event]:
+    """Return a queue, some of which the destination rejects, or fails on; now and then a stretch of it all rejected."""
+    start = chance.randrange(count) if chance.random() < 0.4 else count
+    wrong = range(start, start + chance.randint(20, 80))
+    rejected, failing = chance.choice((0.01, 0.1)), chance.choice((0.01, 0.1))
+    return [
+        Event(
+            position=i,
+            user=None if chance.random() < 0.1 else chance.choice(users),
+            route=int(chance.random() < 0.2),
+            size=chance.randint(1, 10),
+            is_rejected=i in wrong or chance.random() < rejected,
+            is_failing=chance.random() < failing,
+        )
+        for i in range(count)
+    ]
+
+
 class Destination:
     """Fails until `calm_us`, then rejects only what it must.
 
@@ -41,6 +59,7 @@ class Destination:
         self.out_of_order: set[int] = set()
         self._last_first: dict[str, int] = {}
         self._down_us = 0
+        self._works = chance.choice((7, 70))  # of 15, or of 78, deliveries
 
     def answer(self, taken: list[Pending], now: int) -> Sequence[Outcome] | SinkDownError | None:
         """Say what a delivery comes to, and receive what it brings; None: it was cancelled."""
@@ -51,7 +70,8 @@ class Destination:
         if now < self._down_us:
             return SinkDownError("connection refused")
         kind = r.choices(
-            ("works", "half", "fails", "lost", "stalls", "throttled", "cancelled", "down"), (40, *[6] * 7)
+            ("works", "half", "fails", "lost", "acks", "stalls", "throttled", "cancelled", "down"),
+            (self._works, *[1] * 8),
         )[0]
         if kind == "down":
             self._down_us = now + r.randint(0, 60 * S)
@@ -62,9 +82,10 @@ class Destination:
             return None if kind == "cancelled" else [Retry(Fault.TIMED_OUT, "no answer")] * len(taken)
         if kind == "throttled":
             return [Retry(Fault.THROTTLED, "HTTP 429", r.choice((None, 0.0, 30.0)))] * len(taken)
-        if kind == "lost":
+        if kind in ("lost", "acks"):  # all of it arrived, but nothing, or only some, is acknowledged
             self.receive(taken)
-            return [Retry(Fault.FAILED, "HTTP 502")] * len(taken)
+            lost = 1.0 if kind == "lost" else r.random()
+            return [Retry(Fault.FAILED, "HTTP 502") if r.random() < lost else DELIVERED for _ in taken]
         fails = {e for e in taken if self._event(e).is_failing}
         if kind == "half":
             fails |= set(r.sample(taken, r.randint(1, len(taken))))

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from millrace.delivery.barrier import DEATHS_IN_A_ROW, Barrier, Pending
@@ -17,14 +17,14 @@ from millrace.delivery.ledger import Mark
 from millrace.delivery.retry import RetryPolicy
 from millrace.delivery.throttle import Breaker, Concurrency, Rate
 from millrace.sinks.sink import Delivered, Fault, Outcome, Rejected, Retry, SinkDownError
-from tests.delivery.destination import Destination, Event, S
+from tests.delivery.destination import Destination, S, events
 
 POLICY = RetryPolicy(first_s=1, longest_s=20, min_tries=3, min_s=60)
 FAULTY_S = 400
 """So long the destination fails, the lane is killed, and events come."""
 CALM_S = 900
 """So much later all must be settled."""
-EVENTS = 400
+EVENTS = 800
 
 
 @dataclasses.dataclass
@@ -51,15 +51,10 @@ class Simulation:
         self.now = 1_800_000_000 * S
         self.calm_us = self.now + FAULTY_S * S
         r = self.chance
-        self.users = [f"u{i}" for i in range(r.choice((1, 3, 12)))]
-        # In some runs a key is wrong for a while, and all that is sent is rejected.
-        self.rejecting = range(0)
-        if r.random() < 0.4:
-            start = r.randrange(EVENTS)
-            self.rejecting = range(start, start + r.randint(20, 80))
-        self.bad = r.choice((0.01, 0.1)), r.choice((0.01, 0.1))
-        self.events = [self._make(i) for i in range(EVENTS)]
-        self.max_events, self.max_bytes, self.most = r.randint(1, 30), r.randint(5, 60), r.randint(1, 6)
+        self.users = [f"u{i}" for i in range(r.choice((1, 3, 12, 60)))]
+        self.burst = r.choice((3, 10, 30))  # at most so many come at once, and the rarer: some all the time
+        self.events = events(r, self.users, EVENTS)
+        self.max_events, self.max_bytes, self.most = r.randint(1, 60), r.choice((20, 500)), r.randint(1, 6)
         self.sink = Destination(r, self.events, self.calm_us, keeps_order=keeps_order)
         # What must not be forgotten, and what the model knows.
         self.recorded = Recorded({}, {}, 0)
@@ -69,13 +64,6 @@ class Simulation:
         self.killing, self.operating = r.choice((0.0, 0.001, 0.01)), r.choice((0.0, 0.002, 0.02))
         self._start()
 
-    def _make(self, i: int) -> Event:
-        r = self.chance
-        user = None if r.random() < 0.1 else r.choice(self.users)
-        route = int(r.random() < 0.2)
-        is_rejected, is_failing = r.random() < self.bad[0], r.random() < self.bad[1]
-        return Event(i, user, route, r.randint(1, 10), is_rejected or i in self.rejecting, is_failing)
-
     # The lane
 
     def _start(self) -> None:
@@ -83,14 +71,18 @@ class Simulation:
         self.barrier = self.barrier_class(POLICY, keeps_order=self.keeps_order, chance=self.chance.random)
         self.breaker, self.concurrency = Breaker(chance=self.chance.random), Concurrency(self.most)
         self.rate = Rate(5.0, self.now)
-        self.marks = dict(self.recorded.marks)
+        self.marks: dict[int, Mark] = {}
+        self.counts: Counter[Mark] = Counter()
+        self.waiting: dict[str | None, set[int]] = {user: set() for user in (None, *self.users)}
+        self.after_dead: set[str] = set()
+        for position, mark in self.recorded.marks.items():
+            self._mark([position], mark)
         self.read = self.recorded.read
         self.under_way: list[tuple[int, int, int, list[Pending]]] = []
         self.ids = itertools.count()
         # The model of this life of the lane.
         self.attempts = {position: attempts for position, (attempts, _, _) in self.recorded.trying.items()}
         self.not_before: dict[int, int] = {}
-        self.after_dead: set[str] = set()
         self.deaths = 0
         for position, (attempts, first_us, next_us) in self.recorded.trying.items():
             event = self._pending(position)
@@ -123,10 +115,10 @@ class Simulation:
 
     def _happen(self) -> None:
         r = self.chance
-        if self.read < EVENTS and (r.random() < 0.1 or self.now >= self.calm_us):
-            count = min(r.randint(1, 30), EVENTS - self.read)
+        if self.read < EVENTS and (r.random() < 1 / self.burst or self.now >= self.calm_us):
+            count = min(r.randint(1, self.burst), EVENTS - self.read)
             self.barrier.offer([self._pending(p) for p in range(self.read, self.read + count)])
-            self.marks.update(dict.fromkeys(range(self.read, self.read + count), Mark.WAITING))
+            self._mark(range(self.read, self.read + count), Mark.WAITING)
             self.read += count
         if r.random() < 0.05:
             self._record()
@@ -153,7 +145,7 @@ class Simulation:
         if verb == "unpark":
             if parked:
                 position = r.choice(parked)
-                self.marks[position] = Mark.WAITING
+                self._mark([position], Mark.WAITING)
                 self.seen[verb] += 1
                 self.sink.out_of_order.add(position)
                 self.attempts.pop(position, None)
@@ -168,7 +160,7 @@ class Simulation:
             self.not_before.pop(event.position, None)
             if verb != "retry":
                 assert self.marks[event.position] is Mark.WAITING
-                self.marks[event.position] = Mark.SKIPPED if verb == "skip" else Mark.PARKED
+                self._mark([event.position], Mark.SKIPPED if verb == "skip" else Mark.PARKED)
         self._record()
 
     def _fill(self) -> None:
@@ -233,7 +225,7 @@ class Simulation:
                 self.seen["given up"] += gives_up
                 least_s = POLICY.first_s / 2 if outcome.after_s is None else outcome.after_s
                 self.not_before[event.position] = self.now + round(least_s * S)
-            if event.position in dead:
+            if event.position in dead and event.user_key:
                 self.after_dead.add(key)
             elif event.position in delivered:
                 self.after_dead.discard(key)
@@ -243,13 +235,21 @@ class Simulation:
         assert {e.position for e in settled.retrying} == retrying
         assert all(e.attempts == self.attempts.get(e.position, 0) for e in taken)
         self.deaths = 0 if delivered else self.deaths + len(dead)
-        self.marks.update(dict.fromkeys(delivered, Mark.DELIVERED) | dict.fromkeys(dead, Mark.DEAD))
-        for user in {e.user_key for e in taken}:
-            if not any(self.marks[p] is Mark.WAITING for p in range(self.read) if self.events[p].user == user):
-                self.after_dead.discard(user or "")
+        self._mark(delivered, Mark.DELIVERED)
+        self._mark(dead, Mark.DEAD)
         if dead and self.records_deaths:
             self._record()
             self.dead_letters += dead
+
+    def _mark(self, positions: Iterable[int], mark: Mark) -> None:
+        for position in positions:
+            if position in self.marks:
+                self.counts[self.marks[position]] -= 1
+            self.marks[position] = mark
+            self.counts[mark] += 1
+            waiting = self.waiting[self.events[position].user]
+            (waiting.add if mark is Mark.WAITING else waiting.discard)(position)
+        self.after_dead = {user for user in self.after_dead if self.waiting[user]}  # of who is done nothing is known
 
     # What is promised
 
@@ -280,13 +280,12 @@ class Simulation:
             assert event.position > last.get(user, -1)
             last[user] = event.position
         for user, upto in last.items():
-            earlier = {p for p in range(upto) if self.events[p].user == user and self.marks[p] is Mark.WAITING}
+            earlier = {p for p in self.waiting[user] if p < upto}
             assert earlier <= positions | self.sink.out_of_order, "an earlier one of its user is not settled"
 
     def _check_accounts(self) -> None:
-        counts = Counter(self.marks.values())
-        assert len(self.marks) == self.read == sum(counts.values())
-        assert counts[Mark.WAITING] == len(self.barrier)
+        assert len(self.marks) == self.read == sum(self.counts.values())
+        assert self.counts[Mark.WAITING] == len(self.barrier)
         assert self.barrier.in_flight() == sum(len(taken) for _, _, _, taken in self.under_way)
 
     def _check_end(self) -> None:

@@ -15,25 +15,21 @@ from tests.delivery.simulation import Simulation
 SEEDS = range(60)
 
 
-@pytest.fixture(scope="module")
-def seen() -> Counter[str]:
-    return Counter()
-
-
 @pytest.mark.parametrize("keeps_order", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_fails_nothing_is_lost_or_turned_around_and_nobody_waits_for_ever(seed, keeps_order, seen):
+def test_whatever_fails_nothing_is_lost_or_turned_around_and_nobody_waits_for_ever(seed, keeps_order):
     """At each step: accounts that close, deliveries as they may be, each user's order. At the end: all settled."""
-    simulation = Simulation(seed, keeps_order=keeps_order)
-    simulation.run()
-    seen += simulation.seen
+    Simulation(seed, keeps_order=keeps_order).run()
 
 
-def test_all_of_it_happened(seen):
+def test_all_of_it_happens():
     """A simulation in which nothing goes wrong shows nothing."""
-    few = {what: count for what, count in seen.items() if count < 10}
-    assert few == {}
-    assert set(seen) == {
+    seen: Counter[str] = Counter()
+    for seed in SEEDS[:20]:
+        simulation = Simulation(seed, keeps_order=True)
+        simulation.run()
+        seen += simulation.seen
+    assert {what for what, count in seen.items() if count >= 10} == {
         *("kill", "given up", "after a break", "lane one at a time", "user one at a time", "more of a user"),
         *("skip", "park", "retry", "unpark"),
     }
@@ -42,7 +38,7 @@ def test_all_of_it_happened(seen):
 def test_a_death_that_is_recorded_late_turns_the_order_round():
     """The caller's part of the bargain: after a crash the dead event would live again, and come after later ones."""
     with pytest.raises(AssertionError, match=r"\d+ of u\d+ after \d+"):
-        _run(range(100), records_deaths=False)
+        _run(range(300), records_deaths=False)
 
 
 MUTANTS = {
@@ -116,7 +112,7 @@ def broken(module: ModuleType, old: str, new: str) -> type[Barrier]:
 def test_a_broken_barrier_is_noticed(mutant):
     """The proof that the simulation can fail: a rule without a mutant here is not known to be checked."""
     with pytest.raises((AssertionError, KeyError, ValueError)):
-        _run(SEEDS, barrier=broken(*MUTANTS[mutant]))
+        _run(range(300), barrier=broken(*MUTANTS[mutant]))
 
 
 def _run(seeds: range, **given: Any) -> None:
