@@ -57,6 +57,7 @@ setup(
         "google-cloud-bigquery-storage>=2.27",
         "google-cloud-pubsub>=2.30",
         "grpcio>=1.70",
+        "h2>=4.2",
         "httptools>=0.7",
         "idna>=3.7",
         "lark>=1.2",
@@ -95,7 +96,9 @@ setup(
             "rudder-sdk-python>=2.1",
             "ruff>=0.9",
             "segment-analytics-python>=2.3",
+            "standardwebhooks>=1.1",  # what receivers check the webhook's signature with
             "setuptools>=75",  # Beam builds the source distribution for its workers without isolation
+            "trustme>=1.2",  # certificates of receivers
             "types-PyYAML>=6",
             "uvicorn>=0.30",
         ],
