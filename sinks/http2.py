@@ -214,6 +214,7 @@ class Http2(Connection):
             stream.done(b"".join(stream.body))
         elif isinstance(event, h2.events.StreamReset):
             if event.error_code == ErrorCodes.REFUSED_STREAM:
+                self._max_streams = max(len(self._streams) - 1, 1)  # it takes fewer than it said
                 stream.fail(NotTakenError())
             elif stream.status and event.error_code == ErrorCodes.NO_ERROR:
                 stream.done(b"".join(stream.body))  # RFC 9113, 8.1: it has answered, and needs no more of the body

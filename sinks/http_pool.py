@@ -1,6 +1,7 @@
 """HTTP pool: connections to one destination, opened as they are needed, to addresses that are judged each time."""
 
 import asyncio
+import os
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class Pool:
                 continue
             finally:
                 connection.give_back()
-        raise BrokenError("the receiver closed three connections one after the other without an answer")
+        raise BrokenError("the receiver turned the request away three times, without an answer")
 
     async def close(self) -> None:
         """Close all connections; what is under way is broken."""
@@ -179,7 +180,8 @@ class Pool:
             except ssl.SSLError as error:
                 failed = f"no TLS with it: {error.reason or 'the handshake failed'}"
             except (OSError, BrokenError) as error:
-                failed = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                number = getattr(error, "errno", None)
+                failed = os.strerror(number) if number else str(error) or "it closed the connection"
         raise NoConnectionError(f"{self._destination.place} cannot be connected to: {failed}")
 
     async def _look_up(self) -> list[str]:

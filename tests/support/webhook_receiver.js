@@ -11,6 +11,7 @@ const zlib = require("zlib");
 const [port, log, key, cert, streams, only] = process.argv.slice(2);
 const out = fs.openSync(log, "a");
 const tries = new Map();
+const held = [];
 let connections = 0;
 
 function events(request, body) {
@@ -52,6 +53,12 @@ const does = {
   // /slow/500: milliseconds
   slow: (request, response, body, path) => setTimeout(() => response.end("{}"), Number(path[1])),
   stall() {},
+  // /hold/1000: answers nobody until so many wait at once, and then everybody.
+  hold(request, response, body, path) {
+    held.push(response);
+    if (held.length < Number(path[1])) return;
+    for (const each of held.splice(0)) each.end();
+  },
   // Half of an answer.
   cut(request, response) {
     response.writeHead(200, { "content-length": "100", "content-type": "text/plain" });
