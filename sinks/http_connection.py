@@ -8,6 +8,7 @@ import abc
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import httptools
 
@@ -90,8 +91,7 @@ class Connection(asyncio.Protocol, abc.ABC):
         """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one, but does not say so
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.is_open = False

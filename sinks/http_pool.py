@@ -5,6 +5,7 @@ import os
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from millrace.sinks.addresses import Destination, LookUp, NotAllowedError, addresses
 from millrace.sinks.http2 import Http2
@@ -100,12 +101,12 @@ class Pool:
     def _with_room(self) -> Connection | None:
         oldest_s = asyncio.get_running_loop().time() - MAX_AGE_S
         while self._free:
-            connection = next(reversed(self._free))
+            connection, _ = self._free.popitem()
             if connection.born_s < oldest_s:
                 connection.retire()
             room = connection.room
-            if room <= 1:
-                del self._free[connection]
+            if room > 1:
+                self._free[connection] = None
             if room:
                 connection.take()
                 return connection
@@ -232,8 +233,7 @@ class _Chooser(asyncio.Protocol):
         self._choose = choose
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         tls = transport.get_extra_info("ssl_object")
         self.connection = self._choose(tls is not None and tls.selected_alpn_protocol() == "h2")
-        transport.set_protocol(self.connection)
+        cast("asyncio.Transport", transport).set_protocol(self.connection)
         self.connection.connection_made(transport)

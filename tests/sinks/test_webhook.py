@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import standardwebhooks
+import uvloop
 
 from millrace.sinks.signature import request_id
 from millrace.sinks.sink import DELIVERED, Delivery, Fault, Outcome, Rejected, Retry, SinkDownError
@@ -29,11 +30,16 @@ def _receivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, R
             pytest.skip(str(error))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(
+    params=[("h2", asyncio), ("h2", uvloop), ("h1", uvloop), ("plain", asyncio)],
+    ids=lambda each: f"{each[0]}-{each[1].__name__}",
+)
 def receiver(request: pytest.FixtureRequest, _receivers: dict[str, Receiver], monkeypatch) -> Receiver:
     """A receiver of each kind, shared by the tests of this file: each looks at what came since it began."""
     monkeypatch.setenv("HOOK_SECRET", SECRET)
-    found = _receivers[request.param]
+    kind, loops = request.param
+    monkeypatch.setattr(asyncio, "run", loops.run)
+    found = _receivers[kind]
     found.log.write_text("")
     return found
 

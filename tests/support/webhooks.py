@@ -147,7 +147,9 @@ def delivery(
 ) -> Delivery:
     """Return a delivery of events; each of a user of its own, where none are given."""
     users = users or [f"user of {each}" for each in ids]
-    texts = [json.dumps((properties or {})[each], ensure_ascii=False) if each in (properties or {}) else None for each in ids]
+    texts = [
+        json.dumps((properties or {})[each], ensure_ascii=False) if each in (properties or {}) else None for each in ids
+    ]
     rows = pa.record_batch(
         [pa.array(ids), pa.array(users), pa.array(texts, pa.string())],
         schema=pa.schema(
