@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from millrace.api import DELIVERED, Sink, SinkDownError
+from millrace.config.fanout import load_fanout
+from millrace.delivery.make import make_sink
 from millrace.testing import DictMemory, check_sink, deliveries_of, track
-from tests.examples.names import example
+from tests.examples.names import FOLDER, example
 
 
 @pytest.fixture
@@ -25,6 +27,17 @@ def rows(path: Path) -> list[tuple[str, str]]:
     found = database.execute("SELECT message_id, event FROM events ORDER BY rowid").fetchall()
     database.close()
     return found
+
+
+def test_the_docs_show_it():
+    code = (FOLDER / "own_sink" / "own_sink.py").read_text().partition('"""\n\n')[2]
+    assert f"```python\n{code}```" in (FOLDER.parent / "docs" / "sinks_own.md").read_text()
+
+
+def test_its_configuration_makes_it(make: type[Sink], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(FOLDER / "own_sink")
+    (sink,) = load_fanout("millrace.yaml").sinks
+    assert make_sink(sink) == make(path="orders.sqlite")  # type: ignore[call-arg]
 
 
 def test_events_are_rows(make: type[Sink], tmp_path: Path):

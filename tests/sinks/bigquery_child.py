@@ -16,9 +16,7 @@ from millrace.delivery.ledger import Ledger
 from millrace.sinks.bigquery import BigQuery
 from millrace.sinks.bigquery_stream import Answer, Stream
 from millrace.sinks.sink import DELIVERED, SinkDownError
-from millrace.testing import deliveries_of, track
-
-PART = 20
+from tests.sinks.child_deliveries import deliveries
 
 
 def main() -> None:
@@ -47,11 +45,7 @@ def main() -> None:
 
 
 async def _deliver(sink: BigQuery, folder: Path, count: int) -> None:
-    events = [
-        track("Order Completed", user="ann", at=n / 1_000, message_id=f"m{n:06}", properties={"n": n})
-        for n in range(count)
-    ]
-    parts = deliveries_of(events, max_events=PART)
+    parts = deliveries(count)
     ledger = Ledger(folder / "ledger.sqlite")
     is_open = False
     at = int(ledger.get("child") or 0)

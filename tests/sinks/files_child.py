@@ -16,9 +16,7 @@ from typing import Any
 from millrace.delivery.ledger import Ledger
 from millrace.sinks.files import Files
 from millrace.sinks.sink import DELIVERED
-from millrace.testing import deliveries_of, track
-
-PART = 20
+from tests.sinks.child_deliveries import deliveries
 
 
 def main() -> None:
@@ -52,11 +50,7 @@ def main() -> None:
 
 
 async def _deliver(sink: Files, folder: Path, count: int) -> None:
-    events = [
-        track("Order Completed", user="ann", at=n / 1_000, message_id=f"m{n:06}", properties={"n": n})
-        for n in range(count)
-    ]
-    parts = deliveries_of(events, max_events=PART)
+    parts = deliveries(count)
     ledger = Ledger(folder / "ledger.sqlite")
     await sink.open(ledger)
     for at in range(int(ledger.get("child") or 0), len(parts)):

@@ -19,7 +19,7 @@ from millrace.sinks.json_rows import JSON
 from millrace.sinks.sink import DELIVERED, Delivery, Memory, SinkDownError
 from millrace.testing import DictMemory, check_sink, deliveries_of, track
 from millrace.testing.deliveries import delivery_of
-from tests.sinks.bigquery_child import PART
+from tests.sinks.child_deliveries import PART
 from tests.support.bigquery import DATASET, PROJECT, RunningBigQuery, running_bigquery
 
 pytestmark = pytest.mark.slow

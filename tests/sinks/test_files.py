@@ -19,7 +19,7 @@ from millrace.sinks import files
 from millrace.sinks.files import Files
 from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Memory, SinkDownError
 from millrace.testing import DictMemory, check_sink, deliveries_of, track
-from tests.sinks.files_child import PART
+from tests.sinks.child_deliveries import PART
 
 
 def final(folder: Path) -> dict[str, list[str]]:
