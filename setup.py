@@ -54,6 +54,7 @@ setup(
         "deltalake>=1.6.3,<2",
         "duckdb>=1.4",
         "fastavro>=1.11",
+        "google-cloud-bigquery>=3.27",
         "google-cloud-bigquery-storage>=2.27",
         "google-cloud-pubsub>=2.30",
         "grpcio>=1.70",

@@ -2,8 +2,8 @@
 
     python -m tests.sinks.files_child FOLDER COUNT COMPRESS WHERE
 
-WHERE: never; after_write: when the second write is on disk and not noted; torn: in the middle of it; after_rename: when
-a file got its final name and that is not noted.
+WHERE: never; after_write: when the second write is on disk and not noted; torn: in the middle of it; after_note: when
+the second delivery is noted and was not said; after_rename: when a file got its final name and that is not noted.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ from typing import Any
 
 from millrace.delivery.ledger import Ledger
 from millrace.sinks.files import Files
-from millrace.sinks.sink import DELIVERED
+from millrace.sinks.recent_ids import RecentIds
+from millrace.sinks.sink import DELIVERED, Delivery, Outcome
 from tests.sinks.child_deliveries import deliveries
 
 
@@ -32,7 +33,12 @@ def main() -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    write, rename = Files._write_whole, Files._rename
+    deliver, write, rename = Files._write, Files._write_whole, Files._rename
+
+    async def dying_deliver(self: Files, recent: RecentIds, delivery: Delivery) -> list[Outcome]:
+        outcomes = await deliver(self, recent, delivery)
+        dies("after_note")
+        return outcomes
 
     def dying_write(self: Files, part: Any, data: bytes) -> None:
         if where == "torn" and left == 1:
@@ -45,7 +51,7 @@ def main() -> None:
         rename(self, part)
         dies("after_rename")
 
-    Files._write_whole, Files._rename = dying_write, dying_rename  # type: ignore[method-assign]
+    Files._write, Files._write_whole, Files._rename = dying_deliver, dying_write, dying_rename  # type: ignore[method-assign]
     asyncio.run(_deliver(sink, Path(folder), int(count)))
 
 

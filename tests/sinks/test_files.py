@@ -188,7 +188,8 @@ def test_routes_and_targets_name_files_inside_the_folder_whatever_they_are_calle
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "compress"), [("after_write", False), ("torn", False), ("torn", True), ("after_rename", False)]
+    ("where", "compress"),
+    [("after_write", False), ("torn", False), ("torn", True), ("after_note", False), ("after_rename", False)],
 )
 def test_a_process_that_is_killed_leaves_each_event_once_and_no_torn_line(
     tmp_path: Path, where: str, *, compress: bool
