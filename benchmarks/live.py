@@ -9,7 +9,6 @@ Millrace: pulled, decoded, enriched (--config), routed, handed over. CPU is the 
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import pickle
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from benchmarks.stand import TOPIC, Stand
 from benchmarks.throughput import machine
@@ -30,27 +28,8 @@ from millrace.broker import Broker
 from millrace.delivery.lane_process import LaneJob
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.settings import LaneSettings, SinkSettings
-from millrace.sinks.sink import DELIVERED, Delivery, Outcome, Sink
 from millrace.transforms.route import Route
 from tests.support.pubsub import PubSub, wait_until
-
-
-@dataclasses.dataclass(frozen=True)
-class Clocked(Sink):
-    """A sink that has everything at once, and notes how long ago it was published.
-
-    Args:
-        file: where to: microseconds, int64.
-    """
-
-    file: str
-
-    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
-        """Note each row's age."""
-        published = delivery.rows.column("published_at").cast(pa.int64()).to_numpy(zero_copy_only=False)
-        with Path(self.file).open("ab") as file:
-            file.write((time.time_ns() // 1_000 - published).tobytes())
-        return [DELIVERED] * len(delivery)
 
 
 class Row(NamedTuple):
@@ -76,7 +55,7 @@ class LaneProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.ages = folder / "ages"
         self.ages.touch()
-        sink = SinkSettings("clocked", "benchmarks.live:Clocked", {"file": str(self.ages)})
+        sink = SinkSettings("clocked", "benchmarks.clocked:Clocked", {"file": str(self.ages)})
         lane = LaneSettings(sink, (Route("clocked", "clocked", is_ordered=False),), is_ordered=False)
         unused = str(folder / "unused")
         self.job = LaneJob(lane, unused, unused, folder, config=config, topic=topic)
@@ -85,6 +64,8 @@ class LaneProcess:
         with (folder / "lane.log").open("wb") as log:
             command = [sys.executable, "-m", "millrace.delivery.lane_process", str(path)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+        self.cpu_before_s = 0.0
 
     def delivered(self) -> int:
         """Return how many events were handed over."""
@@ -121,6 +102,7 @@ def lane_process(folder: Path, topic: str, config: str, address: str) -> Iterato
         with PubSub(address, topic.split("/")[1]) as pubsub:
             name = pubsub.subscription_name("millrace-clocked.unordered")
             wait_until(lambda: name in pubsub.list_topic_subscriptions(topic).subscriptions, 60, "the lane reads")
+        lane.cpu_before_s, _ = lane.usage()
         yield lane
     finally:
         lane.end()
@@ -155,10 +137,11 @@ def _row(name: str, lane: LaneProcess, published: int, per_message: int) -> Row:
     wait_until(lambda: lane.delivered() >= published or lane.process.poll() is not None, 60, "all is delivered")
     time.sleep(0.5)  # the last save
     cpu_s, memory_mb = lane.usage()
+    cpu_us = (cpu_s - lane.cpu_before_s) / published * 1e6
     ages = np.fromfile(lane.ages, np.int64)
     p50, p99, worst = np.quantile(ages[len(ages) // 10 :] / 1_000, [0.5, 0.99, 1.0])  # the first tenth warms up
     record = lane.record_bytes() / (published / per_message)
-    return Row(name, published, lane.delivered(), p50, p99, worst, cpu_s / published * 1e6, memory_mb, record)
+    return Row(name, published, lane.delivered(), p50, p99, worst, cpu_us, memory_mb, record)
 
 
 def table(rows: Sequence[Row]) -> str:

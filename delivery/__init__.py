@@ -5,7 +5,7 @@ needs no copy of its own, and one that is away for an hour costs nothing but its
 and a kind of order is a lane: a process of its own with its own ledger, so that no sink can hold up another.
 
     follow.py     archive -> parts of the queue, each in delivery order
-    live.py       subscription -> events as they come, for routes without order
+    live.py       subscription -> events as they come, for routes without order (puller.py, clean.py, messages.py)
     barrier.py    which event may go now: the order of each user, with failures (pending.py: an event; failed.py: those
                   that are tried again)
     retry.py      when an event is tried again, and when no more

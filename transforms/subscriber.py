@@ -62,11 +62,29 @@ class Subscriber:
     """
 
     def __init__(
-        self, client: SubscriptionClient, ledger: Ledger, *, pullers: int, limits: Limits, ack_deadline_s: int
+        self,
+        client: SubscriptionClient,
+        ledger: Ledger,
+        *,
+        pullers: int,
+        limits: Limits,
+        ack_deadline_s: int,
+        pause_s: float = 0.0,
     ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            client: of the subscription.
+            ledger: where deliveries are entered, and settled.
+            pullers: how many pulls are under way at once.
+            limits: how much may be.
+            ack_deadline_s: the subscription's.
+            pause_s: after a pull that was not full, so that the next one brings more.
+        """
         self._client = client
         self._ledger = ledger
         self._limits = limits
+        self._pause_s = pause_s
         self._lease_s = max(SHORTEST_LEASE_S, ack_deadline_s)
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
@@ -185,6 +203,8 @@ class Subscriber:
             if received:
                 self._enqueue(received, asked_s)
                 self._waiting_since_s[puller] = None
+                if self._pause_s and len(received) < _PULL_MESSAGES // 2:
+                    self._no_more_pulls.wait(self._pause_s)
 
     def _pull_size(self) -> int:
         return min(_PULL_MESSAGES, max(1, int(_PULL_BYTES / self._message_bytes)))
