@@ -37,6 +37,8 @@ from millrace.sinks.sink import (
 MAX_TEXT_BYTES = 1_024
 """Of an attribute's value, and of an ordering key: Pub/Sub's limit (https://cloud.google.com/pubsub/quotas)."""
 MAX_ATTRIBUTES = 100 - 2
+MAX_REQUESTS = 64
+"""Under way at once: with ordering keys a delivery is hundreds, and gRPC cancels calls where they are thousands."""
 
 _METHOD = "/google.pubsub.v1.Publisher/Publish"
 _PublishRequest = types.PublishRequest.meta.pb
@@ -62,6 +64,7 @@ class _Connection:
 
     def __init__(self) -> None:
         self.closing: list[asyncio.Task[None]] = []
+        self.slots = asyncio.Semaphore(MAX_REQUESTS)
         self.confirmed: set[int] = set()
         """Positions that are published, of deliveries that failed in another part: not to be sent again."""
 
@@ -212,7 +215,7 @@ class PubSub(Sink):
         head = _PublishRequest(topic=topic).SerializeToString()
         try:
             # Not gRPC's own deadline: that is reckoned from the wall clock, which may be set meanwhile.
-            async with asyncio.timeout(self.patience_s):
+            async with self._connection.slots, asyncio.timeout(self.patience_s):
                 await self._connection.call(
                     b"".join((head, *(part for _, part in parts))),
                     metadata=(("x-goog-request-params", f"topic={topic}"),),

@@ -206,7 +206,7 @@ def test_a_broker_that_is_killed_and_comes_back_gets_every_event_and_each_users_
             each.join()
         got = pubsub.drain(subscription)
     assert len(restarts) == 2
-    assert fed.downs > 0
+    assert fed.downs != []
     assert fed.rejected == {}
     assert first_order(sorted_by_publish(got)) == whole_order(events)
 

@@ -72,10 +72,12 @@ def delivery_of(events: Sequence[Made], first: int = 0, target: str = "", route:
 
 @dataclasses.dataclass
 class Fed:
-    """What became of the events: those that were rejected, with how; and how often the sink was down or cancelled."""
+    """What became of the events: those that were rejected, with how;
+    what the sink said when it was down, and how
+    often a delivery was cancelled."""
 
     rejected: dict[str, Rejected] = dataclasses.field(default_factory=dict)
-    downs: int = 0
+    downs: list[str] = dataclasses.field(default_factory=list)
     cancelled: int = 0
 
 
@@ -127,8 +129,8 @@ class Feeder:
             except TimeoutError:
                 self.fed.cancelled += 1
                 self._put_back(taken)
-            except SinkDownError:
-                self.fed.downs += 1
+            except SinkDownError as down:
+                self.fed.downs.append(down.detail)
                 self._put_back(taken)
                 await self._open()
             else:

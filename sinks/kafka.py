@@ -1,0 +1,299 @@
+"""The sink `kafka`: one record an event, keyed by its user, by librdkafka's idempotent producer.
+
+The order of a user within a partition holds through failures because nothing is ever let past: the producer is gap-less,
+so one record that a broker refuses for good ends it before a later one is written, and records do not expire on their
+own. What a delivery handed over and then gave up waiting for stays in the producer, and the same event that comes again
+joins it: no second copy, and no place lost. sinks/kafka_producer.py has the producer.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+from confluent_kafka import KafkaError, KafkaException
+
+from millrace.config.secrets import SecretError, SecretReference
+from millrace.sinks.bodies import Bodies, check_format
+from millrace.sinks.kafka_producer import Producer, Record, Sent, Waiting
+from millrace.sinks.sink import (
+    DELIVERED,
+    CannotOpenSinkError,
+    Delivery,
+    Fault,
+    Memory,
+    Outcome,
+    Rejected,
+    Sink,
+    SinkDownError,
+)
+
+_LOG = logging.getLogger(__name__)
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SECRETS = frozenset(
+    {
+        "sasl.password",
+        "sasl.oauthbearer.client.secret",
+        "ssl.key.password",
+        "ssl.key.pem",
+        "ssl.keystore.password",
+        "sasl.oauthbearer.config",
+    }
+)
+_OURS = frozenset(
+    {
+        *("bootstrap.servers", "metadata.broker.list", "enable.idempotence", "acks", "request.required.acks"),
+        *("enable.gapless.guarantee", "message.timeout.ms", "delivery.timeout.ms", "transactional.id"),
+        *("delivery.report.only.error", "log.queue", "logger", "opaque"),
+    }
+)
+_ABOUT_EVENTS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_RECORD,
+        KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001  librdkafka's own codes are called so
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    }
+)
+_NO_TOPIC = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    }
+)
+_LOST = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,  # noqa: SLF001
+        KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
+        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._GAPLESS_GUARANTEE,  # noqa: SLF001
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    }
+)
+_MOST_RESTARTS = 5
+_ALONE = {"linger.ms": 0, "batch.num.messages": 1}
+
+
+class _Connection:
+    """What an open sink has."""
+
+    bodies: Bodies
+
+    def __init__(self) -> None:
+        self.settings: dict[str, object] = {}
+        self.producer: Producer | None = None
+        self.careful: Producer | None = None
+        self.under_way: dict[int, Sent] = {}
+        """By position: what is handed over, and not known to its delivery yet."""
+        self.topics: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kafka(Sink):
+    """Writes each event as a record: the key is its user's, the header `message_id` its id.
+
+    Attributes:
+        brokers: host:port, some of them, with commas between.
+        topic: of the records; a route's target is another one.
+        format: json, or avro: single-object encoding, with the schema's fingerprint in the header `schema` too.
+        schemas: for avro: a folder or gs://bucket/folder that gets each schema as `<fingerprint>.avsc`.
+        config: more settings of librdkafka, by their names there; passwords and keys by reference (`env:NAME` ...).
+        patience_s: where not everything is written after so long, Kafka counts as away.
+    """
+
+    brokers: str
+    topic: str
+    format: str = "json"
+    schemas: str = ""
+    config: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
+    patience_s: float = 20.0
+
+    max_events = 1_000
+    keeps_order = True
+
+    _connection: _Connection = dataclasses.field(default_factory=_Connection, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is wrong with the settings."""
+        check_format(self.format, self.schemas)
+        if not self.brokers.strip():
+            raise ValueError("brokers has to name one broker at least, as host:port")
+        if not _TOPIC.fullmatch(self.topic):
+            raise ValueError(f"a topic has 1 to 249 letters, digits, dots, _ or -, got {self.topic!r}")
+        if self.patience_s <= 0:
+            raise ValueError(f"patience_s must be positive, got {self.patience_s}")
+        for name, value in self.config.items():
+            if name in _OURS or name.endswith("_cb"):
+                raise ValueError(f"config: {name} is set by the sink, since its promises hang on it: leave it out")
+            if name in _SECRETS:
+                try:
+                    SecretReference.parse(str(value))
+                except ValueError as error:
+                    raise ValueError(f"config: {name} {error}") from error
+
+    async def open(self, memory: Memory) -> None:  # noqa: ARG002  Kafka needs none
+        """Connect, and ask for the topics.
+
+        Raises:
+            SinkDownError: no broker answers, or a topic is not there.
+            CannotOpenSinkError: a setting that librdkafka does not take, a secret that is not there.
+        """
+        connection = self._connection
+        connection.bodies = Bodies(self.format, self.schemas)
+        connection.settings = self._settings()
+        producer = self._producer()
+        for topic in {self.topic, *connection.topics}:
+            try:
+                found = await asyncio.to_thread(producer.look_up, topic, min(self.patience_s, 10.0))
+            except KafkaException as error:
+                raise SinkDownError(f"Kafka at {self.brokers} does not answer: {error.args[0].str()}") from error
+            if found is not None:
+                raise _down(topic, found)
+
+    async def close(self) -> None:
+        """Hand over what is buffered, for a moment, and disconnect."""
+        connection = self._connection
+        for producer in (connection.producer, connection.careful):
+            if producer is not None:
+                await producer.close()
+        connection.producer = connection.careful = None
+        connection.under_way.clear()
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        """Hand over records in order, and wait until the brokers have them.
+
+        Raises:
+            SinkDownError: not all of them within `patience_s`, or a topic takes none.
+        """
+        topic = delivery.target or self.topic
+        if not _TOPIC.fullmatch(topic):
+            raise SinkDownError(f"route {delivery.route}: its target {topic!r} is no topic: correct it")
+        self._connection.topics.add(topic)
+        bodies, schema = await self._connection.bodies.of(delivery)
+        more = [("schema", schema.encode())] if schema else []
+        records = [
+            Record(topic, key.encode(), body, [("message_id", message_id.encode()), *more])
+            for key, body, message_id in zip(delivery.user_keys, bodies, delivery.message_ids, strict=True)
+        ]
+        outcomes: dict[int, Outcome] = {}
+        try:
+            async with asyncio.timeout(self.patience_s):
+                await self._deliver(records, delivery.positions, outcomes)
+        except TimeoutError:
+            raise SinkDownError(f"Kafka at {self.brokers} has not taken all within {self.patience_s:g} s") from None
+        return [outcomes[row] for row in range(len(records))]
+
+    async def _deliver(self, records: Sequence[Record], positions: Sequence[int], outcomes: dict[int, Outcome]) -> None:
+        """Fill in the outcome of every row: as one, and where a row may be unfit, one by one."""
+        for _ in range(_MOST_RESTARTS):
+            left = [row for row in range(len(records)) if row not in outcomes]
+            producer = self._producer()
+            failed = await self._send(producer, records, positions, left, outcomes)
+            if not failed:
+                return
+            if any(error.code() in _ABOUT_EVENTS for error in failed.values()):
+                await self._deliver_one_by_one(records, positions, outcomes)
+                return
+            for row, error in failed.items():
+                if error.code() not in _LOST:
+                    raise _down(records[row].topic, error)
+            producer.end()  # by another delivery's record: the same again, with a new one
+        raise SinkDownError(f"Kafka at {self.brokers} made the producer give up {_MOST_RESTARTS} times")
+
+    async def _deliver_one_by_one(
+        self, records: Sequence[Record], positions: Sequence[int], outcomes: dict[int, Outcome]
+    ) -> None:
+        """Find the record that a broker refuses: it refuses all that came with it in a request."""
+        connection = self._connection
+        if connection.careful is None or connection.careful.is_ended:
+            connection.careful = Producer(connection.settings | _ALONE, is_gapless=False)
+        for row, record in enumerate(records):
+            if row in outcomes:
+                continue
+            failed = await self._send(connection.careful, records, positions, [row], outcomes)
+            for error in failed.values():
+                if error.code() not in _ABOUT_EVENTS:
+                    raise _down(record.topic, error)
+                outcomes[row] = Rejected(Fault.REJECTED, f"Kafka refuses it for {record.topic}: {error.str()}")
+
+    async def _send(
+        self,
+        producer: Producer,
+        records: Sequence[Record],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        outcomes: dict[int, Outcome],
+    ) -> dict[int, KafkaError]:
+        """Hand over rows that are not under way yet, wait for all; return those that failed, with how."""
+        under_way = self._connection.under_way
+        waiting = Waiting()
+        failed: dict[int, KafkaError] = {}
+        asked = []
+        for row in rows:
+            sent = under_way.get(positions[row])
+            if sent is None:
+                sent = Sent()
+                try:
+                    await producer.produce(records[row], sent)
+                except KafkaException as raised:
+                    error = raised.args[0]
+                    if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                        failed[row] = error
+                        break  # or a later one might get past it
+                    size = len(records[row].value)
+                    outcomes[row] = Rejected(Fault.REFUSED, f"its {size:,} bytes are above message.max.bytes")
+                    continue
+                under_way[positions[row]] = sent
+            waiting.add(sent)
+            asked.append((row, sent))
+        await waiting.all()
+        for row, sent in asked:
+            del under_way[positions[row]]
+            if sent.error is None:
+                outcomes[row] = DELIVERED
+            else:
+                failed[row] = sent.error
+        return failed
+
+    def _producer(self) -> Producer:
+        """Return the producer; a new one where the last was ended by an error."""
+        connection = self._connection
+        if connection.producer is None or connection.producer.is_ended:
+            try:
+                connection.producer = Producer(connection.settings, is_gapless=True)
+            except KafkaException as error:
+                raise CannotOpenSinkError(f"librdkafka does not take the settings: {error.args[0].str()}") from error
+        return connection.producer
+
+    def _settings(self) -> dict[str, object]:
+        """Return the settings for librdkafka, secrets resolved; those that a person may change come first."""
+        found: dict[str, object] = {
+            "client.id": "millrace",
+            "linger.ms": 5,
+            "compression.type": "lz4",
+            "partitioner": "murmur2_random",  # as Kafka's own clients have it: the same user, the same partition
+            "queue.buffering.max.kbytes": 128 * 1024,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            **self.config,
+            "bootstrap.servers": self.brokers,
+        }
+        for name in _SECRETS & found.keys():
+            try:
+                found[name] = SecretReference.parse(str(found[name])).resolve().reveal().decode()
+            except SecretError as error:
+                raise CannotOpenSinkError(f"config: {name}: {error}") from error
+        return found
+
+
+def _down(topic: str, error: KafkaError) -> SinkDownError:
+    if error.code() in _NO_TOPIC:
+        return SinkDownError(f"the topic {topic} does not exist: create it, or correct its name")
+    if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+        return SinkDownError(f"may not write to the topic {topic}: give this user the right to")
+    return SinkDownError(f"Kafka does not take records for {topic}: {error.str()}")
