@@ -20,7 +20,7 @@ from google.pubsub_v1 import types
 
 from millrace.collector.publish import MAX_BYTES, MAX_MESSAGES, open_channel
 from millrace.sinks.bodies import Bodies, check_format
-from millrace.sinks.json_rows import column_texts
+from millrace.sinks.column_values import column_texts
 from millrace.sinks.sink import (
     DELIVERED,
     CannotOpenSinkError,

@@ -27,7 +27,14 @@ FOR_GOOD = [
     KafkaError.RECORD_LIST_TOO_LARGE,
 ]
 # One request at a time: a mock takes the second of two although it has refused the first, which no broker does.
-QUICK = {"max.in.flight": 1, "linger.ms": 0, "retry.backoff.ms": 1, "retry.backoff.max.ms": 5, "reconnect.backoff.ms": 5, "reconnect.backoff.max.ms": 20}
+QUICK = {
+    "max.in.flight": 1,
+    "linger.ms": 0,
+    "retry.backoff.ms": 1,
+    "retry.backoff.max.ms": 5,
+    "reconnect.backoff.ms": 5,
+    "reconnect.backoff.max.ms": 20,
+}
 
 
 def read(mock: MockKafka, topic: str = "events") -> list[tuple[str, int]]:

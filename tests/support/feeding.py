@@ -74,7 +74,8 @@ def delivery_of(events: Sequence[Made], first: int = 0, target: str = "", route:
 class Fed:
     """What became of the events: those that were rejected, with how;
     what the sink said when it was down, and how
-    often a delivery was cancelled."""
+    often a delivery was cancelled.
+    """
 
     rejected: dict[str, Rejected] = dataclasses.field(default_factory=dict)
     downs: list[str] = dataclasses.field(default_factory=list)

@@ -54,7 +54,9 @@ def kafka_jars() -> Path:
         KafkaNotFoundError: no Java, no Maven, or Maven could not fetch them.
     """
     if shutil.which("java") is None:
-        raise KafkaNotFoundError("no Java runtime: Kafka's tests need one (Debian: apt-get install default-jre-headless)")
+        raise KafkaNotFoundError(
+            "no Java runtime: Kafka's tests need one (Debian: apt-get install default-jre-headless)"
+        )
     place = cache_dir() / f"kafka-{VERSION}"
     if place.is_dir():
         return place
@@ -70,7 +72,12 @@ def kafka_jars() -> Path:
             jars = Path(work, "jars")
             command = ("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime")
             made = subprocess.run(
-                [*command, f"-DoutputDirectory={jars}"], cwd=work, capture_output=True, text=True, check=False, timeout=600
+                [*command, f"-DoutputDirectory={jars}"],
+                cwd=work,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=600,
             )
             if made.returncode != 0:
                 raise KafkaNotFoundError(f"Maven could not fetch Kafka {VERSION}: {(made.stdout + made.stderr)[-800:]}")
@@ -254,4 +261,4 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    print(kafka_jars(), f"(process {os.getpid()})")  # noqa: T201
+    print(kafka_jars(), f"(process {os.getpid()})")
