@@ -6,6 +6,7 @@ instead of 0.3 (500 rows, two shared cores).
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 
