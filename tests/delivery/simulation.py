@@ -61,7 +61,7 @@ class Simulation:
         self.dead_letters: list[int] = []
         self.steps = 0
         self.seen: Counter[str] = Counter()  # that it happened at all
-        self.killing, self.operating = r.choice((0.0, 0.001, 0.01)), r.choice((0.0, 0.002, 0.02))
+        self.killing, self.operating = r.choice((0.0, 0.001, 0.01)), r.choice((0.0, 0.005, 0.02))
         self._start()
 
     # The lane
