@@ -103,6 +103,7 @@ class LiveFeed:
         self._trying: list[Trying] | None = None
         self._opened_s = self._flushed_s = -math.inf
         self._opened_us = 0
+        self._is_noted = False
 
     def open(self) -> tuple[list[Pending], list[Pending]]:
         """Begin to pull. What an earlier run left unsettled comes again by itself.
@@ -111,12 +112,10 @@ class LiveFeed:
             CannotReadError: there is none, or it may not be read; one sentence that says what to do.
         """
         self._opened_s, self._opened_us = time.monotonic(), time.time_ns() // 1_000
-        if routes_since_us(self._ledger, self._settings) > self._opened_us:
-            self._ledger.put(_ROUTES, msgspec.json.encode([self._settings.digest, self._opened_us]))
         self._tried = {each.message_id: each for each in self._ledger.trying()}
         self._put_aside.recall()
         self._messages.recall(self._opened_us)
-        if not self._puller.is_pulling():
+        if not self._pulls():
             _LOG.warning("%s: Pub/Sub does not answer; the lane begins when it does", self._settings.name)
         return [], []
 
@@ -127,13 +126,24 @@ class LiveFeed:
             CannotReadError: see `open`, where Pub/Sub did not answer.
             sqlite3.Error: the ledger cannot be written; nothing is lost by trying again.
         """
-        if not self._puller.is_pulling() or self._bytes >= self._memory.rows_bytes:
+        if not self._pulls() or self._bytes >= self._memory.rows_bytes:
             time.sleep(_WAIT_S)
             return []
         if self._messages.has_done and time.monotonic() - self._flushed_s >= _FLUSH_S:
             self._flush(time.time_ns() // 1_000)
         envelopes = self._new_envelopes(self._puller.take(_WAIT_S))
         return self._events(envelopes) if envelopes else []
+
+    def _pulls(self) -> bool:
+        """Say whether messages come; note since when these routes are asked, for `millrace verify`."""
+        if not self._puller.is_pulling():
+            return False
+        if not self._is_noted:  # only now: before there was the subscription what was published is not the lane's
+            if routes_since_us(self._ledger, self._settings) == _NEVER_US:
+                told = (self._settings.digest, time.time_ns() // 1_000)
+                self._ledger.put(_ROUTES, msgspec.json.encode(told))
+            self._is_noted = True
+        return True
 
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note that events are settled; a message counts once all its events are."""
