@@ -30,7 +30,7 @@ _ROW_MASK = (1 << ROW_BITS) - 1
 ROUTES = "routes"
 """In the ledger's memory: a JSON list of (LaneSettings.digest, the first part that was read with it)."""
 _MOST_ROUTES = 50
-_KEEP_S = 7 * 86_400
+KEEP_S = 7 * 86_400
 """How long the marks of settled parts are kept, for `millrace verify`."""
 _BOOKMARK_S = 30.0
 
@@ -71,7 +71,7 @@ class ArchiveFeed:
             self._ledger.put(BEGAN, str(-1 if newest is None else newest).encode())
             self._ledger.put(SEEN, str(-1 if newest is None else newest).encode())
         self._note_routes()
-        self._ledger.forget(time.time_ns() // 1_000 - _KEEP_S * 1_000_000)
+        self._ledger.forget(time.time_ns() // 1_000 - KEEP_S * 1_000_000)
         tried = {each.position: each for each in self._ledger.trying()}
         failed: list[Pending] = []
         waiting: list[Pending] = []

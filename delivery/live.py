@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from google.auth.exceptions import GoogleAuthError
 
 from millrace.config.job import ConfigError, JobConfig, load_job
 from millrace.config.secrets import SecretError
+from millrace.delivery.asked_routes import note_routes
 from millrace.delivery.clean import Cleaned, Cleaner
 from millrace.delivery.feed import CannotReadError
 from millrace.delivery.ledger import Ledger, Mark, Trying
@@ -36,8 +36,6 @@ from millrace.transforms.suppression import SuppressionError
 
 _LOG = logging.getLogger(__name__)
 
-_ROUTES = "live: routes"
-_NEVER_US = 1 << 62
 _WAIT_S = 0.02
 _FLUSH_S = 0.5
 _TRIED_S = 3_600.0
@@ -138,10 +136,8 @@ class LiveFeed:
         """Say whether messages come; note since when these routes are asked, for `millrace verify`."""
         if not self._puller.is_pulling():
             return False
-        if not self._is_noted:  # only now: before there was the subscription what was published is not the lane's
-            if routes_since_us(self._ledger, self._settings) == _NEVER_US:
-                told = (self._settings.digest, time.time_ns() // 1_000)
-                self._ledger.put(_ROUTES, msgspec.json.encode(told))
+        if not self._is_noted:
+            note_routes(self._ledger, self._settings, time.time_ns() // 1_000)
             self._is_noted = True
         return True
 
@@ -293,16 +289,6 @@ class LiveFeed:
     def _until_us(self, now_us: int) -> int:
         """Return up to when all is settled, by time of publishing, as far as the lane can know."""
         return min(self._puller.oldest_us(now_us) or self._opened_us, now_us)
-
-
-def routes_since_us(ledger: Ledger, settings: LaneSettings) -> int:
-    """Return since when a lane asks the routes that it has in these settings, µs since the epoch; far off: not yet."""
-    told = ledger.get(_ROUTES)
-    if told is not None:
-        digest, since_us = msgspec.json.decode(told, type=tuple[str, int])
-        if digest == settings.digest:
-            return since_us
-    return _NEVER_US
 
 
 def live_feed(settings: LaneSettings, ledger: Ledger, *, config: str, topic: str, prefix: str) -> LiveFeed:

@@ -8,8 +8,8 @@ queue), the routes (is each row marked that they take), its own totals, and the 
 
 import contextlib
 import dataclasses
-import itertools
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
-from millrace.delivery.archive_feed import BEGAN, ROUTES, SEEN
+from millrace.delivery.archive_feed import ROUTES, SEEN
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark
 from millrace.delivery.settings import LaneSettings
+from millrace.pipelines.verify_enrolled import enrolment
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
 from millrace.pipelines.verify_tables import Slice, Tables, iso
 from millrace.pipelines.verify_unordered import unsettled
@@ -34,8 +34,6 @@ from millrace.transforms.route import columns_for, route_rows
 Marks = npt.NDArray[np.uint8]
 
 _ROW_MASK = (1 << ROW_BITS) - 1
-_MARGIN_US = 600_000_000
-"""A large file is written some time before its commit."""
 _NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
 
 
@@ -190,38 +188,11 @@ class _Lane:
 
     def _enrolled(self, entries: Sequence[Entry]) -> None:
         """Find parts of the archive that are not in the queue."""
-        enrolled = {file for entry in entries for file in entry.files}
-        seen = int(self._ledger.get(SEEN) or b"-1")
-        began = self._ledger.get(BEGAN)
-        first = min((entry.version for entry in entries), default=seen) if began is None else int(began)
-        lacking: dict[str, tuple[int, int]] = {}
-        oldest = self._oldest_version()
-        if oldest is not None:
-            for part in self._log.since(oldest - 1, frozenset).entries:
-                if part.version > seen:
-                    self._account.unread += part.rows
-                elif part.version > first and not enrolled.issuperset(part.files):
-                    lacking |= dict.fromkeys(set(part.files) - enrolled, (part.committed_us, part.rows))
-        # What the log has forgotten is in the table's files, but for those that compaction has merged.
-        committed = [entry.committed_us for entry in entries]
-        actions = pa.table(self._run.table.delta.get_add_actions(flatten=True)).to_pylist()
-        for action in actions if committed else []:
-            at_us, path = action["modification_time"] * 1_000, action["path"]
-            merged = path.rpartition("/")[2].startswith("compact-")
-            if min(committed) <= at_us <= max(committed) - _MARGIN_US and path not in enrolled and not merged:
-                lacking.setdefault(path, (at_us, action["num_records"]))
-        for path, (at_us, rows) in sorted(lacking.items(), key=lambda each: each[1]):
-            self._run.add(Kind.NOT_ENROLLED, path, self._name, at_us)
-            self._account.missing += rows
-        places = [entry.seq for entry in entries]
-        for before, seq in itertools.pairwise(places):
-            if seq != before + 1 and not lacking:
-                self._run.add(Kind.NOT_ENROLLED, f"part {before + 1} of the queue", self._name)
-
-    def _oldest_version(self) -> int | None:
-        files = self._run.table.location.files.get_file_info(pafs.FileSelector("_delta_log"))
-        names = [info.base_name.removesuffix(".json") for info in files if info.base_name.endswith(".json")]
-        return min((int(name) for name in names if name.isdecimal()), default=None)
+        found = enrolment(self._run.table, self._log, self._ledger, entries, time.time_ns() // 1_000)
+        for each in found.lacking:
+            self._run.add(Kind.NOT_ENROLLED, each.what, self._name, each.at_us)
+        self._account.missing += sum(each.rows for each in found.lacking)
+        self._account.unread += found.behind
 
     def _asked_from(self) -> int:
         """Return from which part on the lane has asked the routes that are configured now."""
@@ -275,7 +246,7 @@ class _Lane:
     def _totals(self, entries: Sequence[Entry], recorded: dict[int, str], by_position: dict[int, int]) -> None:
         """Compare the marks with what the lane has counted; of parts that are settled and old the ledger keeps none."""
         totals = self._ledger.totals()
-        is_whole = not entries or entries[0].seq == 1
+        is_whole = bool(entries) and entries[0].seq == 1 and entries[-1].seq == len(entries)
         differ = []
         for name in ("routed", *_NAMES.values()):
             counted, marked = totals.get(name, 0), getattr(self._account, name)

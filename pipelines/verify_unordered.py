@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.delivery.asked_routes import routes_since_us
 from millrace.delivery.ledger import Ledger
-from millrace.delivery.live import routes_since_us
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.settled import settled_envelopes
 from millrace.pipelines.verify_findings import Finding, Findings, Kind

@@ -1,5 +1,6 @@
 """`millrace verify` on the ledgers of lanes: they close, and whatever is changed behind their back is found."""
 
+import re
 import shutil
 import sqlite3
 import zlib
@@ -185,6 +186,23 @@ def test_a_part_is_missed_even_where_the_log_no_longer_tells(lane: Lane) -> None
     for entry in (lane.data / "archive" / "_delta_log").glob("*.json"):
         entry.unlink()
     assert ("not enrolled", "part 2 of the queue") in verdict(lane.data).ids
+
+
+def test_what_the_ledger_has_forgotten_is_not_missing(lane: Lane) -> None:
+    """The first part still waits after nine days; of the others, which are as old, the ledger has forgotten two."""
+    lane.flip(1, 1, Mark.WAITING)
+    nine_days_us = 9 * 86_400_000_000
+    lane.change("UPDATE entries SET is_open = 1 WHERE seq = 1")
+    lane.change("UPDATE entries SET committed_us = committed_us - ?", nine_days_us)
+    lane.change("UPDATE totals SET count = count - 1 WHERE name = 'delivered'")
+    for entry in (lane.data / "archive" / "_delta_log").glob("*.json"):
+        text_ = entry.read_text()
+        for stamp in set(re.findall(r'"(?:timestamp|modificationTime)":([0-9]{13})', text_)):
+            text_ = text_.replace(stamp, str(int(stamp) - nine_days_us // 1_000))
+        entry.write_text(text_)
+    assert verdict(lane.data).ids == []
+    lane.change("DELETE FROM entries WHERE seq IN (2, 3)")
+    assert verdict(lane.data).ids == []
 
 
 def test_a_record_that_was_deleted_is_found(lane: Lane) -> None:
