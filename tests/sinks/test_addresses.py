@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millrace.sinks import addresses as module
@@ -51,6 +51,7 @@ def test_not_public(text: str):
     assert not is_public(ipaddress.ip_address(text))
 
 
+@settings(deadline=None)
 @given(v4 | v4_near_a_border)
 @example(ipaddress.IPv4Address("192.0.0.9"))
 def test_what_python_holds_for_private_is_never_public(address: ipaddress.IPv4Address):
@@ -58,6 +59,7 @@ def test_what_python_holds_for_private_is_never_public(address: ipaddress.IPv4Ad
         assert not is_public(address)
 
 
+@settings(deadline=None)
 @given(v4)
 def test_nearly_all_that_python_holds_for_global_is_public(address: ipaddress.IPv4Address):
     """But for the anycast parts of the registry, which serve networks, not receivers."""
@@ -67,6 +69,7 @@ def test_nearly_all_that_python_holds_for_global_is_public(address: ipaddress.IP
         assert is_public(address)
 
 
+@settings(deadline=None)
 @given(v4 | v4_near_a_border)
 def test_an_address_inside_another_is_judged_by_itself(address: ipaddress.IPv4Address):
     number = int(address)
@@ -74,6 +77,7 @@ def test_an_address_inside_another_is_judged_by_itself(address: ipaddress.IPv4Ad
         assert is_public(ipaddress.IPv6Address(outer)) == is_public(address)
 
 
+@settings(deadline=None)
 @given(v6 | v6_global)
 def test_no_ipv6_address_is_public_that_python_holds_for_private(address: ipaddress.IPv6Address):
     inner = address.ipv4_mapped or address.sixtofour
@@ -129,6 +133,7 @@ def test_a_url_is_taken_apart(url: str, host: str, port: int, authority: str, pa
     assert path == "/" or path not in repr(found)
 
 
+@settings(deadline=None)
 @given(v4)
 def test_only_four_decimal_numbers_are_an_ipv4_address(address: ipaddress.IPv4Address):
     assert read_host(str(address)) == address

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import standardwebhooks
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millrace.sinks import http_answers, signature
@@ -45,6 +45,7 @@ def test_the_signature_of_the_published_example():
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=4), st.binary(min_size=16, max_size=64))
 def test_the_published_library_takes_every_signature(ids: list[str], secret: bytes):
     name, now_s = request_id(ids), int(dt.datetime.now(dt.UTC).timestamp())
@@ -56,6 +57,7 @@ def test_the_published_library_takes_every_signature(ids: list[str], secret: byt
         standardwebhooks.Webhook(secret).verify(body + b" ", headers)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=4))
 @example(["a.1700000000.{}"])
 @example(["a\r\nx-admin: 1"])
@@ -71,6 +73,7 @@ def test_an_id_is_always_a_plain_word_without_a_full_stop(ids: list[str]):
 ids = st.lists(st.text(alphabet=st.sampled_from("ab.-:1"), max_size=6), min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(ids, ids)
 @example(["ab"], ["a", "b"])
 @example([f"sha256-{hashlib.sha256(b'a.b').hexdigest()}"], ["a.b"])
@@ -86,6 +89,7 @@ def test_a_secret_that_signs_nothing_is_refused_and_not_repeated(secret: bytes):
     assert "aHVzaA" not in str(told.value)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e9, 1e9))
 def test_a_retry_after_that_is_a_date_counts_from_now(seconds: float):
     at = dt.datetime.fromtimestamp(NOW_S + seconds, dt.UTC)
@@ -94,6 +98,7 @@ def test_a_retry_after_that_is_a_date_counts_from_now(seconds: float):
     assert abs(found - min(max(seconds, 0), LONGEST_PAUSE_S)) <= 1
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 @example(b"9" * 400)
 @example(b"-1")
@@ -110,6 +115,7 @@ def test_any_retry_after_is_bounded_or_none(value: bytes):
 JSON = {b"content-type": b"application/json"}
 
 
+@settings(deadline=None)
 @given(st.integers(100, 999), st.binary() | st.just(b'{"results":[{"id":"a","status":500}]}'))
 def test_every_answer_gives_each_event_one_outcome(status: int, body: bytes):
     try:
