@@ -263,18 +263,17 @@ def test_a_name_that_leads_to_a_private_address_later_is_refused_at_that_moment(
 @pytest.mark.parametrize(
     "answer", [["127.0.0.1"], ["::1"], ["169.254.169.254"], ["::ffff:127.0.0.1"], ["8.8.8.8", "127.0.0.1"]]
 )
-def test_without_leave_nothing_goes_to_an_address_that_is_not_public(answer: Sequence[str]):
-    reached: list[int] = []
+def test_without_leave_no_address_that_is_not_public_is_connected_to(answer: Sequence[str], monkeypatch):
+    connected: list[str] = []
 
-    async def handler(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        reached.append(1)
+    async def connect(_pool: http_pool.Pool, address: str) -> None:
+        connected.append(address)  # and no further: were the check broken, the test would leave this machine
+        raise OSError
 
-    async def run() -> str:
-        async with _serving(handler) as port:
-            return await _down(_named(lambda: answer)(f"http://{HOST}:{port}/", allow_http=True))
-
-    assert asyncio.run(run()).endswith("no public address: nothing is sent there (allow_private: true allows it)")
-    assert reached == []
+    monkeypatch.setattr(http_pool.Pool, "_connect_to", connect)
+    said = asyncio.run(_down(_named(lambda: answer)(f"https://{HOST}/")))
+    assert said.endswith("no public address: nothing is sent there (allow_private: true allows it)")
+    assert connected == []
 
 
 def test_while_a_name_cannot_be_looked_up_nothing_is_sent():
