@@ -14,6 +14,8 @@ ONLY_PIPELINE = (ARRIVED_AT.name, RECEIPT.name)
 
 _IN_ORDER = {"added/identity", "added/sessions", "added/touch"}
 """What the stages add that look at a user's past."""
+_REMEMBERING = {b"millrace.remembering": b"1"}
+"""Metadata of a field that a transform adds which does so, too."""
 
 
 def known_columns() -> pa.Schema:
@@ -37,13 +39,13 @@ def columns_before_order(own: pa.Schema) -> pa.Schema:
     """Return the columns that an event may have before it has its place in the order (delivery/clean.py).
 
     Args:
-        own: those of the transforms (own_columns); of one that remembers users they are null there.
+        own: those of the transforms (own_columns); not of one that remembers users.
     """
     fields = {field.name: field for field in BATCH if field.name not in ONLY_PIPELINE}
     for name in avro.names("added"):
         if name not in _IN_ORDER:
             fields |= {field.name: field for field in avro.arrow_schema(avro.load(name))}
-    return pa.schema([*fields.values(), *own])
+    return pa.schema([*fields.values(), *(field for field in own if field.metadata != _REMEMBERING)])
 
 
 def own_columns(page: Page, node: yaml.Node | None) -> pa.Schema:
@@ -60,11 +62,13 @@ def own_columns(page: Page, node: yaml.Node | None) -> pa.Schema:
             continue
         try:
             target = find(use.value.strip())
-            added = fields_of(members_of(target).adds) if kind_of(target) else ()
+            kind = kind_of(target)
+            added = fields_of(members_of(target).adds) if kind else ()
         except NotFoundError as error:
             page.wrong(use, f"transforms: use: {error}")
         except TypeError:
             continue
         else:
-            fields |= {field.name: field for field in (*added, ERRORS)}
+            marked = [field.with_metadata(_REMEMBERING) for field in added] if kind == "user" else added
+            fields |= {field.name: field for field in (*marked, ERRORS)}
     return pa.schema(list(fields.values()))

@@ -145,7 +145,7 @@ ROUTE_MISTAKES = {
     "and this route has `order: none`; remove it, or write `order: user`",
     "{to: a, columns: [order_index], order: none}": "a: columns: order_index is known only once events are in order, "
     "and this route has `order: none`; remove it, or write `order: user`",
-    "{to: a, columns: [total_eur], order: none}": "a: columns: total_eur is known only once events are in order, ",
+    "{to: a, columns: [total_eur, page_host, number], order: none}": "a: columns: number is known only once events are in order, ",
     "{to: a, columns: [evnt]}": "a: columns: 'evnt' is not a column; did you mean event?",
     "{to: a, columns: [qqq]}": "a: columns: 'qqq' is not a column; docs/event_model.md lists them",
     "{to: a, columns: [receipt]}": "a: columns: 'receipt' is not a column; ",
@@ -171,7 +171,8 @@ ROUTE_MISTAKES = {
 
 @pytest.mark.parametrize("route", ROUTE_MISTAKES)
 def test_a_mistake_in_a_route_says_its_line_and_what_to_do(route: str):
-    head = f"transforms: [{{use: '{TRANSFORMS}:euros'}}]\nprivacy: {{consent: {{}}}}\n"
+    both = f"{{use: '{TRANSFORMS}:euros'}}, {{use: '{TRANSFORMS}:Numbered'}}"
+    head = f"transforms: [{both}]\nprivacy: {{consent: {{}}}}\n"
     with pytest.raises(FanoutError) as caught:
         read_fanout(f"{head}sinks: {{a: {{use: console}}, b: {{use: console}}}}\nroutes:\n  - {route}", "m.yaml")
     (line,) = str(caught.value).splitlines()
