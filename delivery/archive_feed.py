@@ -11,28 +11,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.delivery.enrol import Enrolment
 from millrace.delivery.feed import Row
-from millrace.delivery.follow import Log
-from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark, Parked, Trying
+from millrace.delivery.follow import GoneError, Log
+from millrace.delivery.ledger import Ledger
 from millrace.delivery.parked import read_parked, write_parked
+from millrace.delivery.parts import Marks, Parts
 from millrace.delivery.pending import Pending
+from millrace.delivery.records import ROW_BITS, Entry, Mark, Parked, Trying
 from millrace.delivery.settings import LaneSettings
-from millrace.sinks.bookmarks import write_bookmark
 from millrace.sinks.storage import Location
 from millrace.transforms.route import columns_for, route_rows, rows_for
 
 _LOG = logging.getLogger(__name__)
-SEEN = "archive version"
-"""In the ledger's memory: up to which version of the archive its parts are enrolled."""
-BEGAN = "began at version"
-"""In the ledger's memory: what was in the archive up to this version is not for this lane."""
-_ROW_MASK = (1 << ROW_BITS) - 1
 ROUTES = "routes"
 """In the ledger's memory: a JSON list of (LaneSettings.digest, the first part that was read with it)."""
 _MOST_ROUTES = 50
 KEEP_S = 7 * 86_400
 """How long the marks of settled parts are kept, for `millrace verify`."""
-_BOOKMARK_S = 30.0
+_FORGET_S = 3_600.0
 
 _NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
 
@@ -48,35 +45,37 @@ class ArchiveFeed:
     """
 
     def __init__(self, location: Location, ledger: Ledger, settings: LaneSettings, *, from_start: bool = False) -> None:
-        self._location = location
         self._ledger = ledger
         self._settings = settings
         self._from_start = from_start
         self._log = Log(location)
+        self._enrolment = Enrolment(location, self._log, ledger, settings.name)
         self._routes = {route.name: at for at, route in enumerate(settings.routes)}
-        self._marks: dict[int, npt.NDArray[np.uint8]] = {}
-        self._changed: set[int] = set()
+        self._parts = Parts(ledger)
         self._counts: Counter[str] = Counter()
         self._parked: list[Parked] = []
         self._brought_back: list[int] = []
+        self._back: set[int] = set()  # positions of events that were parked, and are tried again
+        self._unparked: list[int] = []
         self._trying: list[Trying] = []
         self._read_up_to = 0  # of what the ledger does not know to be read yet
-        self._next_look = 0.0
-        self._next_bookmark = 0.0
+        self._next_forget = 0.0
 
     def open(self) -> tuple[list[Pending], list[Pending]]:
-        """Return what an earlier run left unsettled."""
-        if self._ledger.get(SEEN) is None:
-            newest = None if self._from_start else self._log.newest()
-            self._ledger.put(BEGAN, str(-1 if newest is None else newest).encode())
-            self._ledger.put(SEEN, str(-1 if newest is None else newest).encode())
+        """Return what an earlier run left unsettled.
+
+        Raises:
+            StorageError: the archive cannot be read, or is not the one of the earlier run.
+        """
+        self._enrolment.open(from_start=self._from_start)
         self._note_routes()
-        self._ledger.forget(time.time_ns() // 1_000 - KEEP_S * 1_000_000)
         tried = {each.position: each for each in self._ledger.trying()}
+        back = {each.position: each for each in self._ledger.parked(brought_back=True)}
+        self._back = set(back)
         failed: list[Pending] = []
         waiting: list[Pending] = []
         for entry, marks in self._ledger.unfinished():
-            for event in self._events(entry, marks, np.flatnonzero(marks == Mark.WAITING)):
+            for event in self._unsettled(entry, marks, back):
                 trying = tried.get(event.position)
                 if trying is None:
                     waiting.append(event)
@@ -88,51 +87,56 @@ class ArchiveFeed:
 
     def read(self) -> list[Pending]:
         """Return the next part's events; [] where there is none now, or none of them is routed."""
-        self._look()
+        self._enrolment.look()
         unread = self._ledger.unread(self._read_up_to, 1)
         if not unread:
             time.sleep(min(self._log.poll_s, 0.05))
             return []
         entry = unread[0]
-        events = self._events(entry, np.zeros(entry.rows, np.uint8), None)
+        try:
+            events = self._events(entry, None)
+        except GoneError as error:
+            _LOG.error("%s: %s: %d rows are lost to this sink.", self._settings.name, error, entry.rows)
+            self._counts["unreadable"] += entry.rows
+            self._parts.set(entry.seq, np.zeros(entry.rows, np.uint8))
+            events = []
         self._read_up_to = entry.seq
         return events
 
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note that events are settled."""
         for event in events:
-            seq, row = event.position >> ROW_BITS, event.position & _ROW_MASK
-            self._marks[seq][row] = mark
-            self._changed.add(seq)
+            self._parts.mark(event.position, mark)
+            if event.position in self._back:
+                self._back.remove(event.position)
+                self._unparked.append(event.position)
             if mark is Mark.PARKED:
                 self._parked.append(write_parked(event, self._settings.routes[event.route].name))
         self._counts[_NAMES[mark]] += len(events)
 
     def save(self, trying: Sequence[Trying], now_us: int) -> None:
         """Make it durable, in one transaction."""
-        if self._changed or self._counts or list(trying) != self._trying:
+        if len(self._parts) or self._counts or list(trying) != self._trying:
             self._write(trying, now_us)
-        if time.monotonic() >= self._next_bookmark:
-            self._next_bookmark = time.monotonic() + _BOOKMARK_S
-            self._write_bookmark(now_us)
+        self._enrolment.go_on()
+        if time.monotonic() >= self._next_forget:
+            self._next_forget = time.monotonic() + _FORGET_S
+            self._ledger.forget(now_us - KEEP_S * 1_000_000)
 
     def _write(self, trying: Sequence[Trying], now_us: int) -> None:
         with self._ledger.writing():
-            for seq in self._changed:
-                self._ledger.set_marks(seq, self._marks[seq])
+            self._parts.write()
+            for position in self._brought_back:
+                self._ledger.bring_back(position)
+            for position in self._unparked:
+                self._ledger.unpark(position)
             for parked in self._parked:
                 self._ledger.park(parked)
-            for position in self._brought_back:
-                self._ledger.unpark(position)
             self._ledger.add_totals(self._counts, now_us)
             self._ledger.set_trying(trying)
-        for seq in self._changed:
-            if not (self._marks[seq] == Mark.WAITING).any():
-                del self._marks[seq]
-        self._changed.clear()
-        self._counts.clear()
-        self._parked.clear()
-        self._brought_back.clear()
+        self._parts.written()
+        for noted in (self._counts, self._parked, self._brought_back, self._unparked):
+            noted.clear()
         self._trying = list(trying)
 
     def bring_back(self, subject: str) -> list[Pending]:
@@ -142,14 +146,11 @@ class ArchiveFeed:
             if subject not in {"all", f"user:{parked.user_key}", f"event:{parked.message_id}"}:
                 continue
             route = self._routes.get(parked.route)
-            if route is None:  # the configuration has changed: it stays parked
+            if route is None or parked.position in self._back:  # gone: it stays parked
                 continue
-            seq, row = parked.position >> ROW_BITS, parked.position & _ROW_MASK
-            if seq not in self._marks:
-                self._marks[seq] = self._ledger.marks(seq)
-            self._marks[seq][row] = Mark.WAITING
-            self._changed.add(seq)
+            self._parts.mark(parked.position, Mark.WAITING)
             self._brought_back.append(parked.position)
+            self._back.add(parked.position)
             found.append(read_parked(parked, route))
         self._counts["parked"] -= len(found)
         return found
@@ -163,10 +164,6 @@ class ArchiveFeed:
         """Return how many rows were committed that the lane has not read."""
         return self._ledger.behind()
 
-    def close(self) -> None:
-        """Say where the lane is, for compaction."""
-        self._write_bookmark(time.time_ns() // 1_000)
-
     def _note_routes(self) -> None:
         """Note from which part on which routes were asked, for `millrace verify`."""
         told = msgspec.json.decode(self._ledger.get(ROUTES) or b"[]", type=list[tuple[str, int]])
@@ -174,44 +171,67 @@ class ArchiveFeed:
             told.append((self._settings.digest, self._ledger.first_unread()))
             self._ledger.put(ROUTES, msgspec.json.encode(told[-_MOST_ROUTES:]))
 
-    def _look(self) -> None:
-        """Enrol what was committed since the last look."""
-        if time.monotonic() < self._next_look:
-            return
-        seen_before = int(self._ledger.get(SEEN) or b"-1")
-        seen = self._log.since(seen_before, lambda: {file for entry in self._ledger.entries() for file in entry.files})
-        if seen.version != seen_before:
-            with self._ledger.writing():
-                self._ledger.enrol(seen.entries)
-                self._ledger.keep(SEEN, str(seen.version).encode())
-        self._next_look = time.monotonic() + self._log.poll_s
+    def close(self) -> None:
+        """Say where the lane is, for compaction."""
+        self._enrolment.write_bookmark()
 
-    def _events(
-        self, entry: Entry, marks: npt.NDArray[np.uint8], wanted: npt.NDArray[np.int64] | None
-    ) -> list[Pending]:
-        """Route a part, and return its events in delivery order: those wanted, or all that are routed."""
+    def _events(self, entry: Entry, waiting: Marks | None) -> list[Pending]:
+        """Route a part, and return its events in delivery order: those that wait by its marks, or (None) all routed.
+
+        Raises:
+            GoneError, StorageError: as Log.rows.
+        """
         rows = self._log.rows(entry, lambda there: columns_for(self._settings.routes, there))
         taken = route_rows(rows, self._settings.routes)
-        if wanted is None:
-            wanted = np.flatnonzero(taken >= 0)
-            marks = np.where(taken >= 0, np.uint8(Mark.WAITING), np.uint8(Mark.NOT_ROUTED))
-            self._counts["routed"] += len(wanted)
-            self._changed.add(entry.seq)
-        gone = wanted[taken[wanted] < 0]  # the configuration has changed since they were first read
-        if len(gone):
-            marks[gone] = Mark.SKIPPED
-            self._counts["skipped"] += len(gone)
-            self._changed.add(entry.seq)
-            _LOG.warning("%d waiting events take no route any more, and are skipped.", len(gone))
-        self._marks[entry.seq] = marks
         in_order = ~_overflow(rows.column("user_key"), taken >= 0, self._settings.sink.hot_user_events)
+        if waiting is None:
+            wanted = np.flatnonzero(taken >= 0)
+            self._counts["routed"] += len(wanted)
+            self._counts["without order"] += len(wanted) - int(np.count_nonzero(in_order[wanted]))
+            self._parts.set(entry.seq, np.where(taken >= 0, np.uint8(Mark.WAITING), np.uint8(Mark.NOT_ROUTED)))
+        else:
+            wanted = np.flatnonzero(waiting == Mark.WAITING)
+            self._skip(entry.seq, wanted[taken[wanted] < 0], "take no route any more")
         found: list[Pending] = []
         for at in range(len(self._settings.routes)):
             of_route = wanted[taken[wanted] == at]
             if len(of_route):
                 found += self._of_route(entry.seq, rows.take(pa.array(of_route)), of_route, at, in_order[of_route])
         found.sort(key=lambda event: event.position)
+        self._parts.hold(entry.seq, found)
         return found
+
+    def _unsettled(self, entry: Entry, marks: Marks, back: dict[int, Parked]) -> list[Pending]:
+        """Return the events of a part that an earlier run read and did not settle."""
+        first = entry.seq << ROW_BITS
+        found: list[Pending] = []
+        for row in np.flatnonzero(marks == Mark.WAITING).tolist():
+            parked = back.get(first + row)
+            if parked is None:
+                continue
+            marks[row] = Mark.PARKED  # not to be read
+            route = self._routes.get(parked.route)
+            if route is not None:
+                found.append(read_parked(parked, route))
+            else:
+                self._skip(entry.seq, np.array([row]), "take no route any more")
+                self._back.discard(parked.position)
+                self._unparked.append(parked.position)
+        if (marks == Mark.WAITING).any():
+            try:
+                found += self._events(entry, marks)
+            except GoneError as error:
+                self._skip(entry.seq, np.flatnonzero(marks == Mark.WAITING), str(error))
+        return found
+
+    def _skip(self, seq: int, rows: npt.NDArray[np.int64], why: str) -> None:
+        """Settle rows of an earlier run that cannot be delivered any more."""
+        if not len(rows):
+            return
+        for row in rows.tolist():
+            self._parts.mark((seq << ROW_BITS) + row, Mark.SKIPPED)
+        self._counts["skipped"] += len(rows)
+        _LOG.warning("%s: %d waiting events are skipped: %s.", self._settings.name, len(rows), why)
 
     def _of_route(
         self,
@@ -226,20 +246,12 @@ class ArchiveFeed:
         users = rows.column("user_key").to_pylist()
         ids = rows.column("message_id").to_pylist()
         positions = ((seq << ROW_BITS) + places).tolist()
-        self._counts["without order"] += len(places) - int(np.count_nonzero(in_order))
         return [
             Pending(position, user if ordered else None, message_id, route, size, Row(sent, at, user))
             for at, (position, user, message_id, ordered) in enumerate(
                 zip(positions, users, ids, in_order.tolist(), strict=True)
             )
         ]
-
-    def _write_bookmark(self, now_us: int) -> None:
-        oldest = self._ledger.oldest_open_us()
-        try:
-            write_bookmark(self._location, self._settings.name, now_us if oldest is None else oldest)
-        except OSError as error:
-            _LOG.warning("Compaction is not told how far %s is: %s", self._settings.name, error)
 
 
 def _overflow(users: pa.Array, routed: npt.NDArray[np.bool_], cap: int) -> npt.NDArray[np.bool_]:

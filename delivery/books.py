@@ -17,8 +17,9 @@ from typing import NamedTuple, TypeVar
 
 from millrace.delivery.barrier import Barrier
 from millrace.delivery.feed import Feed
-from millrace.delivery.ledger import Ledger, Mark, Order, Status, Trying
+from millrace.delivery.ledger import Ledger
 from millrace.delivery.pending import Pending, Settled
+from millrace.delivery.records import Mark, Order, Status, Trying
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Dead, Undelivered
 from millrace.sinks.storage import StorageError
@@ -26,6 +27,9 @@ from millrace.sinks.storage import StorageError
 _LOG = logging.getLogger(__name__)
 _STATUS_S = 1.0
 _PAUSE_S = 1.0
+_LAST_TRIES_S = 10.0
+"""So long after the lane was told to end it tries to write down what it did; what it cannot comes again."""
+_VERBS = ("retry", "skip", "park")
 _Result = TypeVar("_Result")
 
 
@@ -70,11 +74,17 @@ class Books:
         self._settled: list[tuple[list[Pending], Mark]] = []
         self._dead: list[Dead] = []
         self._saving = asyncio.Lock()
-        self._must_save = False
+        # How often something was noted that must be durable before users go on, and how much of that is.
+        self._noted = self._durable = 0
+        self._end_s: float | None = None
+        self._state = State("", None, 0, 0)
         self._status_at = 0.0
+        self._results: dict[int, str] = {}  # of orders that were carried out, and are not written down
+        self._cannot_read = self._cannot_write = self._cannot_say = ""
         self.has_read_all = False
         """Whether there was nothing in the queue when it was read last."""
-        self._is_reading_well = True
+        self.unsaved = 0
+        """How many events were settled of which nothing is written down yet."""
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="books")
 
     async def open(self) -> None:
@@ -88,10 +98,17 @@ class Books:
             self._barrier.restore(event)
         self._barrier.offer(waiting)
 
-    async def close(self, state: str) -> None:
+    def end(self, *, at_once: bool) -> None:
+        """Write down what can be written in some seconds, and no more."""
+        self._end_s = time.monotonic() + (0.0 if at_once else _LAST_TRIES_S)
+
+    def _is_over(self) -> bool:
+        return self._end_s is not None and time.monotonic() >= self._end_s
+
+    async def close(self, state: str, detail: str = "") -> None:
         """Write down the last of it, as far as that is possible."""
         try:
-            await self.say(State("", None, 0, 0), state)
+            await self.say(State(detail, None, 0, 0), state)
             await self._in_thread(self._feed.close)
         except (StorageError, OSError, sqlite3.Error) as error:
             _LOG.warning("%s: not everything could be written down: %s", self._settings.name, error)
@@ -101,13 +118,13 @@ class Books:
         """Return the feed's next events; None where it could not be read: try again later."""
         try:
             events = await self._in_thread(self._feed.read)
+            self.has_read_all = not events and not await self._in_thread(self._feed.behind)
         except (StorageError, OSError, sqlite3.Error) as error:
-            if self._is_reading_well:
+            if not self._cannot_read:
                 _LOG.warning("%s reads on later: %s", self._settings.name, error)
-            self._is_reading_well = False
+            self._cannot_read = str(error)
             return None
-        self._is_reading_well = True
-        self.has_read_all = not events and not await self._in_thread(self._feed.behind)
+        self._cannot_read = ""
         return events
 
     def settled(self, settled: Settled, now_us: int) -> None:
@@ -117,31 +134,46 @@ class Books:
         for event, fault, detail in settled.dead:
             route = self._settings.routes[event.route].name
             self._dead.append(Dead(event, self._settings.name, route, fault, detail, now_us))
-            self._must_save = True
+            self._noted += 1
+        self.unsaved += len(settled.delivered) + len(settled.dead)
 
-    async def before_take(self) -> None:
-        """Save, where users would otherwise go on past an event of which nothing is written down."""
-        while self._must_save:
-            await self.save()
+    async def before_take(self) -> bool:
+        """Save, where users would otherwise go on past an event of which nothing is written down.
 
-    async def save(self) -> None:
-        """Make durable what is known so far; tries until it can: nothing else would be right."""
+        Returns:
+            False where that cannot be had before the lane ends: nothing more may be taken.
+        """
+        while self._durable < self._noted:  # a save under way counts only once it is done
+            if not await self.save():
+                return False
+        return True
+
+    async def save(self) -> bool:
+        """Make durable what is known so far; tries until it can, or the lane ends: nothing else would be right.
+
+        Returns:
+            Whether it is durable.
+        """
         async with self._saving:
             settled, self._settled = self._settled, []
             dead, self._dead = self._dead, []
-            self._must_save = False
-            trying = self._trying()
-            complained = False
+            noted, unsaved, trying = self._noted, self.unsaved, self._trying()
             while True:
                 try:
                     await self._in_thread(lambda: self._save(settled, dead, trying))
                 except (StorageError, OSError, sqlite3.Error) as error:
-                    if not complained:
+                    if not self._cannot_write:
                         _LOG.warning("%s cannot write down what it did, and waits: %s", self._settings.name, error)
-                    complained = True
+                    self._cannot_write = f"cannot write down what it did: {error}"
+                    if self._is_over():
+                        return False
+                    await self.say(self._state)
                     await asyncio.sleep(_PAUSE_S)
                 else:
-                    return
+                    self._durable = noted
+                    self.unsaved -= unsaved
+                    self._cannot_write = ""
+                    return True
 
     def _save(self, settled: list[tuple[list[Pending], Mark]], dead: list[Dead], trying: list[Trying]) -> None:
         if dead:
@@ -175,33 +207,52 @@ class Books:
         except sqlite3.Error:
             return False
         for order in orders:
-            result = await self._carry_out(order)
-            if result is not None:
-                await self.save()
+            if order.id not in self._results and not await self._carry_out(order):
+                continue
+            result = self._results[order.id]
+            if not await self.save():
+                break
+            try:
                 await self._in_thread(functools.partial(self._ledger.done, order.id, result))
-                _LOG.info("%s: %s %s (%s): %s", self._settings.name, order.verb, order.subject, order.told_by, result)
+            except sqlite3.Error:
+                break  # it is carried out, which is written down later
+            del self._results[order.id]
+            _LOG.info("%s: %s %s (%s): %s", self._settings.name, order.verb, order.subject, order.told_by, result)
         return bool(orders)
 
-    async def _carry_out(self, order: Order) -> str | None:
-        """Return what came of an order; None where it has to wait for an event that is under way."""
+    async def _carry_out(self, order: Order) -> bool:
+        """Carry out an order; say whether that could be done: it may have to wait for an event that is under way."""
         whom = _whom(order.subject)
-        if self._barrier.is_under_way(**whom):
-            return None
+        if whom is None or order.verb not in _VERBS:
+            self._results[order.id] = "not understood"
+            return True
+        is_under_way = self._barrier.is_under_way(**whom)
+        if is_under_way and whom:  # of all there may always be some
+            return False
         if order.verb == "retry":
+            try:
+                back = await self._in_thread(lambda: self._feed.bring_back(order.subject))
+            except sqlite3.Error:
+                return False
             found = self._barrier.retry(**whom)
-            back = await self._in_thread(lambda: self._feed.bring_back(order.subject))
             self._barrier.offer(back)
-            return f"{len(found)} tried again now, {len(back)} brought back from parking"
+            self._results[order.id] = f"{len(found)} tried again now, {len(back)} brought back from parking"
+            return True
         mark = Mark.SKIPPED if order.verb == "skip" else Mark.PARKED
         found = self._barrier.skip(**whom)
         if found:
             self._settled.append((found, mark))
-            self._must_save = True
+            self._noted += 1
+            self.unsaved += len(found)
         names = ", ".join(each.message_id for each in found[:20]) or "none of these has failed"
-        return f"{len(found)} {mark.name.lower()}: {names}"
+        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+        left = "; what is being tried just now was left alone" if is_under_way else ""
+        self._results[order.id] = f"{len(found)} {mark.name.lower()}: {names}{more}{left}"
+        return True
 
     async def say(self, state: State, name: str = "") -> None:
         """Write the lane's status, once a second."""
+        self._state = state
         if not name and time.monotonic() < self._status_at:
             return
         self._status_at = time.monotonic() + _STATUS_S
@@ -209,15 +260,21 @@ class Books:
         try:
             await self._in_thread(lambda: self._say(state, name, waiting, blocked))
         except sqlite3.Error as error:
-            _LOG.warning("%s cannot write its status: %s", self._settings.name, error)
+            if not self._cannot_say:
+                _LOG.warning("%s cannot write its status: %s", self._settings.name, error)
+            self._cannot_say = str(error)
+        else:
+            self._cannot_say = ""
 
     def _say(self, state: State, name: str, waiting: int, blocked: int) -> None:
+        trouble = self._cannot_write or self._cannot_read
+        is_down = state.down_since_us is not None
         self._ledger.set_status(
             Status(
                 sink=self._settings.sink.name,
                 is_ordered=self._settings.is_ordered,
-                state=name or ("running" if state.down_since_us is None else "down"),
-                detail=state.detail,
+                state=name or ("failed" if trouble else "down" if is_down else "running"),
+                detail=state.detail or trouble if name else trouble or state.detail,
                 down_since_us=state.down_since_us,
                 waiting=waiting,
                 in_flight=state.in_flight,
@@ -234,6 +291,9 @@ class Books:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-def _whom(subject: str) -> dict[str, str]:
+def _whom(subject: str) -> dict[str, str] | None:
+    if subject == "all":
+        return {}
     kind, _, value = subject.partition(":")
-    return {} if subject == "all" else {{"user": "user_key", "event": "message_id"}[kind]: value}
+    name = {"user": "user_key", "event": "message_id"}.get(kind)
+    return None if name is None else {name: value}

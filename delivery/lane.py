@@ -10,21 +10,22 @@ import logging
 import time
 from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
-
 from millrace.delivery.barrier import Barrier
 from millrace.delivery.books import Books, Ledgers, State
-from millrace.delivery.feed import Feed, Row
+from millrace.delivery.feed import Feed
+from millrace.delivery.gather import gather
 from millrace.delivery.pending import Pending
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.throttle import Breaker, Concurrency, Rate
-from millrace.sinks.sink import Delivery, Fault, Outcome, Retry, Sink, SinkDownError
+from millrace.sinks.sink import CannotOpenSinkError, Fault, Outcome, Retry, Sink, SinkDownError
+from millrace.sinks.storage import StorageError
 
 _LOG = logging.getLogger(__name__)
 _SAVE_S = 0.2
 _NO_ROOM_S = 0.05
 _UNREADABLE_S = 1.0
+_CLOSES_S = 5.0
+"""For a sink's `close`, and for code of its that does not end where it is cancelled."""
 _CONGESTED = {Fault.THROTTLED, Fault.TIMED_OUT}
 
 
@@ -54,20 +55,32 @@ class Lane:
         self._is_open = False
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._end_at: float | None = None
+        self._hurrying = asyncio.Event()
+        self._is_draining = False
+        self._opening: asyncio.Task[None] | None = None
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Read no more, let what is under way arrive (for as long as a delivery may take), save, and end.
 
+        Told a second time, it waits for nothing any more: what is under way is cancelled, and comes again.
+
         Args:
             drain_s: before that, go on for so long at most, until everything in the queue is settled.
         """
-        self._end_at = time.monotonic() + drain_s
-        if drain_s <= 0:
+        if self._is_draining or self._stopping.is_set():
+            self._hurrying.set()
             self._stop_now()
+        elif drain_s <= 0:
+            self._stop_now()
+        else:
+            self._is_draining = True
+            asyncio.get_running_loop().call_later(drain_s, self._stop_now)
 
     def _stop_now(self) -> None:
         self._stopping.set()
+        self._books.end(at_once=self._hurrying.is_set())
+        if self._opening is not None:
+            self._opening.cancel()
         self._wake.set()
 
     async def run(self) -> None:
@@ -77,6 +90,7 @@ class Lane:
             CannotOpenSinkError: the sink can never work as it is configured.
             StorageError: the archive cannot be read.
         """
+        state, detail = "failed", ""
         try:
             await self._books.open()
             async with asyncio.TaskGroup() as tasks:
@@ -84,23 +98,31 @@ class Lane:
                 tasks.create_task(self._keep_books())
                 tasks.create_task(self._pump())
             await self._books.save()
+            state = "stopped"
         except BaseExceptionGroup as group:
+            detail = _why(group.exceptions[0])
             raise group.exceptions[0] from group
+        except Exception as error:
+            detail = _why(error)
+            raise
         finally:
-            await self._end()
+            await self._end(state, detail)
 
-    async def _end(self) -> None:
+    async def _end(self, state: str, detail: str) -> None:
         for task in self._in_flight:
             task.cancel()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=_CLOSES_S)
         with contextlib.suppress(Exception):
-            await self._sink.close()
-        await self._books.close("stopped")
+            async with asyncio.timeout(_CLOSES_S):
+                await self._sink.close()
+        await self._books.close(state, detail)
 
     async def _read(self) -> None:
         """Offer what the feed gives, as long as there is room: beyond it the queue waits, and only this lane's."""
         while not self._stopping.is_set():
-            if len(self._barrier) >= self._settings.sink.max_waiting:
+            # What is settled and not written down counts, too: else a full disk here would let it grow without end.
+            if len(self._barrier) + self._books.unsaved >= self._settings.sink.max_waiting:
                 await self._pause(_NO_ROOM_S)
                 continue
             events = await self._books.read()
@@ -109,7 +131,7 @@ class Lane:
             elif events:
                 self._barrier.offer(events)
                 self._wake.set()
-            if self._end_at is not None and (time.monotonic() >= self._end_at or self._is_done(events)):
+            if self._is_draining and self._is_done(events):
                 self._stop_now()
 
     def _is_done(self, events: list[Pending] | None) -> bool:
@@ -122,15 +144,20 @@ class Lane:
             if self._is_open or await self._open_sink():
                 await self._start_what_may_go()
             await self._until_something_happens()
+        hurried = asyncio.create_task(self._hurrying.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.sink.deadline_s):
-                while self._in_flight:
-                    await asyncio.wait(self._in_flight)
+                while self._in_flight and not hurried.done():
+                    await asyncio.wait({*self._in_flight, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
 
     async def _start_what_may_go(self) -> None:
         while self._is_open and len(self._in_flight) < self._concurrency.limit and not self._stopping.is_set():
-            await self._books.before_take()
-            now_us = _now_us()
+            if not await self._books.before_take() or self._stopping.is_set():
+                return
+            now_us = (
+                _now_us()
+            )  # nothing is awaited from here to the take: what is settled meanwhile is not written down
             if not self._breaker.allows(now_us):
                 return
             events = self._take(now_us)
@@ -160,7 +187,11 @@ class Lane:
             return False
         try:
             async with asyncio.timeout(self._settings.sink.deadline_s):
-                await self._sink.open(self._memory)
+                self._opening = asyncio.ensure_future(self._sink.open(self._memory))
+                await self._opening
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
         except SinkDownError as error:
             self._down(error, began_us)
         except TimeoutError:
@@ -168,6 +199,7 @@ class Lane:
         else:
             self._is_open = True
             self._breaker.cancelled(began_us)  # the first delivery will tell
+        self._opening = None
         return self._is_open
 
     def _down(self, error: SinkDownError, began_us: int) -> None:
@@ -193,7 +225,7 @@ class Lane:
         outcomes: Sequence[Outcome]
         try:
             async with asyncio.timeout(self._settings.sink.deadline_s):
-                outcomes = await self._sink.deliver(self._delivery(events))
+                outcomes = await self._sink.deliver(gather(events, self._settings.routes[events[0].route]))
             if len(outcomes) != len(events):
                 raise RuntimeError(f"it gave {len(outcomes)} outcomes for {len(events)} events")  # noqa: TRY301
         except SinkDownError as error:
@@ -216,20 +248,6 @@ class Lane:
         if rate is not None:
             rate.spend(-len(events))
         self._barrier.put_back(events)
-
-    def _delivery(self, events: list[Pending]) -> Delivery:
-        rows: list[Row] = [event.payload for event in events]
-        route = self._settings.routes[events[0].route]
-        return Delivery(
-            rows=_gather(rows),
-            message_ids=[event.message_id for event in events],
-            user_keys=[row.user_key for row in rows],
-            positions=[event.position for event in events],
-            is_ordered=[event.user_key is not None for event in events],
-            attempts=[event.attempts for event in events],
-            route=route.name,
-            target=route.target,
-        )
 
     def _settle(self, events: list[Pending], outcomes: Sequence[Outcome], began_us: int) -> None:
         now_us = _now_us()
@@ -265,21 +283,10 @@ class Lane:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
 
+def _why(error: BaseException) -> str:
+    known = isinstance(error, CannotOpenSinkError | StorageError)
+    return str(error) if known else f"{type(error).__name__} in the lane's code; its log has more"
+
+
 def _now_us() -> int:
     return time.time_ns() // 1_000
-
-
-def _gather(rows: list[Row]) -> pa.RecordBatch:
-    """Return the columns of some events, in their order. They stand in few batches, but to and fro in them."""
-    wholes = {id(row.rows): row.rows for row in rows}
-    if len(wholes) == 1:
-        return rows[0].rows.take(pa.array([row.at for row in rows], pa.int64()))
-    of = np.fromiter((id(row.rows) for row in rows), np.uint64, len(rows))
-    at = np.fromiter((row.at for row in rows), np.int64, len(rows))
-    pieces, places = [], []
-    for key, whole in wholes.items():
-        there = np.flatnonzero(of == key)
-        pieces.append(whole.take(pa.array(at[there])))
-        places.append(there)
-    together = pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
-    return together.take(pa.array(np.argsort(np.concatenate(places))))

@@ -4,8 +4,10 @@ import asyncio
 import dataclasses
 import fcntl
 import logging
+import os
 import pickle
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from millrace.delivery.books import Ledgers
 from millrace.delivery.feed import CannotReadError, Feed
 from millrace.delivery.lane import Lane
 from millrace.delivery.ledger import Ledger
-from millrace.delivery.make import make_sink
+from millrace.delivery.make import NoSinkError, make_sink
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Undelivered
 from millrace.sinks.sink import CannotOpenSinkError
@@ -68,10 +70,16 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{job.settings.name}: another process delivers for it, with the same --state.", file=sys.stderr)
             return BUSY
         try:
-            asyncio.run(_run(job))
-        except (CannotOpenSinkError, CannotReadError, StorageError) as error:
+            _run_to_the_end(job)
+        except (CannotOpenSinkError, CannotReadError, NoSinkError, StorageError) as error:
             print(f"{job.settings.name}: {error}", file=sys.stderr)
             return 2
+        except sqlite3.DatabaseError as error:
+            print(f"{job.settings.name}: {job.ledger} cannot be used: {error}", file=sys.stderr)
+            return 2
+        except Exception:
+            logging.getLogger(__name__).exception("%s cannot go on", job.settings.name)
+            return 1
     return 0
 
 
@@ -81,6 +89,12 @@ def _feed(job: LaneJob, ledger: Ledger) -> Feed:
     from millrace.delivery.live import live_feed  # noqa: PLC0415  with gRPC and all enrichments: half of the memory
 
     return live_feed(job.settings, ledger, config=job.config, topic=job.topic, prefix=job.subscription_prefix)
+
+
+def _run_to_the_end(job: LaneJob) -> None:
+    """As asyncio.run, but without waiting for threads: a sink's may hang in a call that nothing ends."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(_run(job))
 
 
 async def _run(job: LaneJob) -> None:
@@ -98,4 +112,8 @@ async def _run(job: LaneJob) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _code = main(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_code)  # all is written down; the threads of a sink may never end

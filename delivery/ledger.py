@@ -6,8 +6,8 @@ here follows what the sink has said: a crash between the two brings the same eve
 
 import contextlib
 import dataclasses
-import enum
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +17,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-ROW_BITS = 24
-"""A position is an entry's number shifted by this, with the row below: 16.7 million rows an entry."""
+from millrace.delivery.records import ROW_BITS, Entry, Mark, Order, Parked, Status, Trying
+
+__all__ = ["ROW_BITS", "Entry", "Ledger", "Mark", "Order", "Parked", "Status", "Trying"]
+
+_HOURS_S = 90 * 86_400
+"""How long totals are kept by the hour, beyond the parts: a year of them would take the lane 10 ms a second to sum."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -45,103 +49,15 @@ CREATE TABLE IF NOT EXISTS orders (   -- what an operator told the lane, and wha
     id INTEGER PRIMARY KEY, told_us INTEGER NOT NULL, told_by TEXT NOT NULL, verb TEXT NOT NULL, subject TEXT NOT NULL,
     reason TEXT NOT NULL, done_us INTEGER, result TEXT
 );
--- Events put aside by an operator; rows: the event as its route sends it, an Arrow IPC stream.
+-- Events put aside by an operator; rows: the event as its route sends it, an Arrow IPC stream. One that was brought
+-- back stays until it is settled: the files of its part may be gone.
 CREATE TABLE IF NOT EXISTS parked (
     position INTEGER PRIMARY KEY, user_key TEXT NOT NULL, message_id TEXT NOT NULL, route TEXT NOT NULL,
-    rows BLOB NOT NULL
+    rows BLOB NOT NULL, is_back INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS now (id INTEGER PRIMARY KEY CHECK (id = 1), written_us INTEGER NOT NULL, body TEXT NOT NULL);
 """
-
-
-class Mark(enum.IntEnum):
-    """What became of a row on this lane: one byte of `entries.outcomes`."""
-
-    NOT_ROUTED = 0
-    WAITING = 1
-    """Not tried yet, behind another event of its user, or to be tried again."""
-    DELIVERED = 2
-    DEAD = 3
-    """In the table of what could not be delivered."""
-    SKIPPED = 4
-    """An operator told the lane to go on without it."""
-    PARKED = 5
-    """An operator put it aside; `retry` brings it back."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A part of the queue: what one commit added to the archive."""
-
-    version: int
-    window_us: int | None
-    committed_us: int
-    files: tuple[str, ...]
-    rows: int
-    seq: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Trying:
-    """An event that failed and will be tried again."""
-
-    position: int
-    user_key: str
-    message_id: str
-    attempts: int
-    first_us: int
-    next_us: int
-    fault: str
-    detail: str
-    waiting: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Parked:
-    """An event that an operator put aside; `rows` is what its route sends, as an Arrow IPC stream of one row."""
-
-    position: int
-    user_key: str
-    message_id: str
-    route: str
-    rows: bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What an operator told the lane: retry, skip or park; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
-
-    id: int
-    told_us: int
-    told_by: str
-    verb: str
-    subject: str
-    reason: str
-    done_us: int | None = None
-    result: str | None = None
-
-
-class Status(msgspec.Struct, kw_only=True):
-    """What a lane says of itself, every second."""
-
-    sink: str
-    is_ordered: bool
-    state: str
-    """running, down (the breaker is open), stopped, or failed."""
-    detail: str = ""
-    down_since_us: int | None = None
-    waiting: int = 0
-    """Events in the lane's hands that are not settled, those under way included."""
-    in_flight: int = 0
-    concurrency: int = 0
-    blocked_users: int = 0
-    lag_s: float = 0.0
-    """How long the oldest event that is not settled has been committed (ordered) or published (live)."""
-    behind: int = 0
-    """Rows of the archive that the lane has not looked at yet."""
-    totals: dict[str, int] = {}
-    pid: int = 0
 
 
 class Ledger:
@@ -149,8 +65,11 @@ class Ledger:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._putting = threading.Lock()
         if read_only:
-            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10, isolation_level=None
+            )
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -172,10 +91,11 @@ class Ledger:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite has rolled back itself where the disk is full
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     # The queue
 
@@ -187,8 +107,24 @@ class Ledger:
         )
 
     def forget(self, before_us: int) -> None:
-        """Delete parts that are settled and were committed before a time: they are kept for `millrace verify` only."""
-        self._db.execute("DELETE FROM entries WHERE NOT is_open AND committed_us < ?", (before_us,))
+        """Delete parts that are settled and were committed before a time: they are kept for `millrace verify` only.
+
+        Parts with parked events stay. So does the last one: SQLite would give its number to the next, and positions
+        would begin anew below those that sinks know. Hours of which nobody asks any more become one.
+        """
+        self._db.execute(
+            "DELETE FROM entries WHERE NOT is_open AND committed_us < ? AND seq < (SELECT max(seq) FROM entries) "
+            "AND seq NOT IN (SELECT position >> ? FROM parked)",
+            (before_us, ROW_BITS),
+        )
+        old_s = before_us // 1_000_000 - _HOURS_S
+        with self.writing():
+            self._db.execute(
+                "INSERT INTO totals SELECT 0, name, sum(count) FROM totals WHERE hour_s BETWEEN 1 AND ? GROUP BY name "
+                "ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                (old_s,),
+            )
+            self._db.execute("DELETE FROM totals WHERE hour_s BETWEEN 1 AND ?", (old_s,))
 
     def last_version(self) -> int | None:
         """Return the version of the archive up to which the queue goes; None where it is empty."""
@@ -270,7 +206,7 @@ class Ledger:
         return dict(self._db.execute("SELECT name, sum(count) FROM totals GROUP BY name"))
 
     def totals_by_hour(self) -> list[tuple[int, str, int]]:
-        """Return (hour, name, count), hours in seconds since the epoch."""
+        """Return (hour, name, count), hours in seconds since the epoch; 0: long ago."""
         return list(self._db.execute("SELECT hour_s, name, count FROM totals ORDER BY hour_s, name"))
 
     # Events that are being retried
@@ -288,14 +224,24 @@ class Ledger:
 
     def park(self, parked: Parked) -> None:
         """Put an event aside."""
-        self._db.execute("INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?)", dataclasses.astuple(parked))
+        self._db.execute("INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?, 0)", dataclasses.astuple(parked))
 
-    def parked(self) -> list[Parked]:
-        """Return the events that were put aside, by position."""
-        return [Parked(*row) for row in self._db.execute("SELECT * FROM parked ORDER BY position")]
+    def parked(self, *, brought_back: bool = False) -> list[Parked]:
+        """Return the events that were put aside, by position; or those of them that are tried again."""
+        query = "SELECT position, user_key, message_id, route, rows FROM parked WHERE is_back = ? ORDER BY position"
+        return [Parked(*row) for row in self._db.execute(query, (brought_back,))]
+
+    def count_parked(self) -> int:
+        """Return how many events are put aside."""
+        (count,) = self._db.execute("SELECT count(*) FROM parked WHERE NOT is_back").fetchone()
+        return int(count)
+
+    def bring_back(self, position: int) -> None:
+        """Note that an event is tried again; what it says is kept until it is settled."""
+        self._db.execute("UPDATE parked SET is_back = 1 WHERE position = ?", (position,))
 
     def unpark(self, position: int) -> None:
-        """Forget an event that is tried again."""
+        """Forget an event that is settled."""
         self._db.execute("DELETE FROM parked WHERE position = ?", (position,))
 
     # What the operator says
@@ -331,15 +277,16 @@ class Ledger:
         self._db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value))
 
     def put(self, key: str, value: bytes | None) -> None:
-        """Keep a value, at once and synced; None forgets the key."""
-        self._db.execute("PRAGMA synchronous=FULL")
-        if value is None:
-            self._db.execute("DELETE FROM memory WHERE key = ?", (key,))
-        else:
-            self._db.execute(
-                "INSERT INTO memory VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
-            )
-        self._db.execute("PRAGMA synchronous=NORMAL")
+        """Keep a value, at once and synced; None forgets the key. A sink may call it in several threads."""
+        with self._putting:
+            self._db.execute("PRAGMA synchronous=FULL")
+            try:
+                if value is None:
+                    self._db.execute("DELETE FROM memory WHERE key = ?", (key,))
+                else:
+                    self.keep(key, value)
+            finally:
+                self._db.execute("PRAGMA synchronous=NORMAL")
 
     def set_status(self, status: Status) -> None:
         """Write what the lane says of itself."""

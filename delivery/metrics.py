@@ -2,7 +2,7 @@
 
 import http.server
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,7 +14,6 @@ from millrace.delivery.status import NoLaneError, look, now_us
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "millrace_sink"
-_BAD = ("down", "silent")
 
 
 class Lanes(Collector):
@@ -29,7 +28,10 @@ class Lanes(Collector):
         gauges = {
             name: GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=["lane"])
             for name, text in (
-                ("up", "1 where the lane delivers, 0 where its sink is down or the lane is silent."),
+                (
+                    "up",
+                    "1 where the lane delivers, or was told to end; else 0: its sink is down, it failed, it is silent.",
+                ),
                 ("waiting", "Events in the lane's hands that are not settled."),
                 ("retrying", "Events that failed and will be tried again."),
                 ("parked", "Events that an operator put aside."),
@@ -47,12 +49,13 @@ class Lanes(Collector):
             views = []
         for view in views:
             status = view.status
+            gauges["up"].add_metric([view.name], float(view.is_well(now)))
             if status is None:
                 continue
             for name, count in status.totals.items():
-                events.add_metric([view.name, name.replace(" ", "_")], count)
+                if name != "parked":  # of which some come back: a gauge
+                    events.add_metric([view.name, name.replace(" ", "_")], count)
             values = {
-                "up": float(view.state(now) not in _BAD),
                 "waiting": status.waiting,
                 "retrying": len(view.trying),
                 "parked": len(view.parked),
@@ -68,10 +71,11 @@ class Lanes(Collector):
         yield from gauges.values()
 
 
-def serve(state: Path, port: int, host: str) -> http.server.ThreadingHTTPServer:
+def serve(state: Path, port: int, host: str, lanes: Sequence[str]) -> http.server.ThreadingHTTPServer:
     """Serve /metrics and /health in a thread of its own; `shutdown` ends it.
 
-    /health is 200 while every lane delivers, else 503 and says which does not.
+    /metrics is of all ledgers in `state`. /health is 200 while every one of `lanes` delivers, else 503 and says which
+    does not: a ledger that is left of another sink says nothing of these.
 
     Raises:
         OSError: the port is taken.
@@ -85,7 +89,7 @@ def serve(state: Path, port: int, host: str) -> http.server.ThreadingHTTPServer:
             if path == "/metrics":
                 self._answer(200, generate_latest(registry), _TYPE)
             elif path == "/health":
-                bad = _not_well(state)
+                bad = _not_well(state, lanes)
                 self._answer(503 if bad else 200, (bad or "ok").encode() + b"\n", "text/plain; charset=utf-8")
             else:
                 self._answer(404, b"There are /metrics and /health.\n", "text/plain; charset=utf-8")
@@ -106,10 +110,13 @@ def serve(state: Path, port: int, host: str) -> http.server.ThreadingHTTPServer:
     return server
 
 
-def _not_well(state: Path) -> str:
+def _not_well(state: Path, lanes: Sequence[str]) -> str:
     try:
-        views = look(state)
-    except NoLaneError as error:
-        return str(error)
+        views = {view.name: view for view in look(state)}
+    except NoLaneError:
+        views = {}
     now = now_us()
-    return "\n".join(f"{view.name} is {view.state(now)}" for view in views if view.state(now) in _BAD)
+    states = {name: views[name].state(now) if name in views else "never ran" for name in lanes}
+    return "\n".join(
+        f"{name} is {state}" for name, state in states.items() if name not in views or not views[name].is_well(now)
+    )

@@ -2,11 +2,12 @@
 
 A lane is a sink with its routes of one kind of order. Each has a ledger in --state, in which its place in the queue and
 what became of every event are kept: end it, kill it, start it again, and it goes on where it was. Ctrl-C or SIGTERM:
-what is under way arrives, then the lanes end. Exit codes: 0 ended as told; 1 a lane failed until the end; 2 it could
-not start, and one line says what to do.
+what is under way arrives, then the lanes end; a second one: they end at once. Exit codes: 0 ended as told; 1 a lane
+failed until the end; 2 it could not start, and one line says what to do.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from millrace.config.fanout import FanoutError, load_fanout
@@ -28,11 +29,13 @@ from millrace.sinks.storage import StorageError, locate
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _STEADY_S = 30.0
 """A lane that lived so long had no fault from the start: it is started again without a long pause."""
-_GRACE_S = 45.0
-"""For what is under way when a lane is told to end: a little more than a delivery may take."""
+_GRACE_S = 25.0
+"""For writing down and closing, beside what a delivery under way may take."""
+_HURRY_S = 10.0
+"""For the same, told a second time."""
 _MISCONFIGURED = 2
-_ENDED_WELL = {0, -signal.SIGTERM}
-"""The second: it was told to end while it started, and had done nothing."""
+_ENDED_WELL = {0, -signal.SIGTERM, None}
+"""-SIGTERM: it was told to end while it started, and had done nothing; None: it was not started yet."""
 
 
 @dataclasses.dataclass
@@ -51,29 +54,42 @@ class _Lane:
         return self.job.settings.name
 
     def start(self) -> None:
-        path = self.job.state / f"{self.name}.job"
+        self.started_s = time.monotonic()
+        # Not one name for all: another `millrace deliver` with this --state has other jobs.
+        path = self.job.state / f"{self.name}.{os.getpid()}.job"
         path.write_bytes(pickle.dumps(self.job))
         self.process = children.start("millrace.delivery.lane_process", [str(path)], os.environ)
-        self.started_s = time.monotonic()
 
     def look(self) -> None:
         """Start the process, or start it again after a pause."""
         now_s = time.monotonic()
         if self.process is None:
-            if now_s >= self.start_at_s:
+            if now_s < self.start_at_s:
+                return
+            try:
                 self.start()
+            except OSError as error:  # a full disk, no more processes
+                self._is_gone(now_s, f"cannot be started ({error})")
             return
         self.code = self.process.poll()
         if self.code is None:
             return
         children.await_end(self.process, 0.0)
         self.process = None
+        self._is_gone(now_s, how_it_ended(self.code))
+
+    def _is_gone(self, now_s: float, how: str) -> None:
         lived_s = now_s - self.started_s
         self.pause_s = _FIRST_PAUSE_S if lived_s >= _STEADY_S else min(self.pause_s * 2, _LONGEST_PAUSE_S)
         if self.code in {_MISCONFIGURED, BUSY}:
             self.pause_s = _LONGEST_PAUSE_S
         self.start_at_s = now_s + self.pause_s
-        _say(f"{self.name} {how_it_ended(self.code)}; it starts again in {self.pause_s:.0f} s, where it was.")
+        _say(f"{self.name} {how}; it starts again in {self.pause_s:.0f} s, where it was.")
+
+    def clear(self) -> None:
+        """Leave no job behind."""
+        with contextlib.suppress(OSError):
+            (self.job.state / f"{self.name}.{os.getpid()}.job").unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,7 +112,18 @@ def main(arguments: Sequence[str]) -> int:
         print(f"millrace deliver: {options.config} has no routes to deliver by; see docs/sinks.md", file=sys.stderr)
         return 2
     undelivered = options.undelivered or f"{archive.uri.rstrip('/').rpartition('/')[0]}/undelivered"
-    options.state.mkdir(parents=True, exist_ok=True)
+    if archive.local is None and archive.uri.count("/") == 2 and not options.undelivered:
+        print(f"millrace deliver: nothing can be beside {archive.uri}, a bucket; give --undelivered", file=sys.stderr)
+        return 2
+    try:
+        locate(undelivered)
+        options.state.mkdir(parents=True, exist_ok=True)
+    except StorageError as error:
+        print(f"millrace deliver: --undelivered: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"millrace deliver: --state {options.state} cannot be made: {error.strerror}", file=sys.stderr)
+        return 2
     jobs = [
         LaneJob(
             lane,
@@ -112,7 +139,8 @@ def main(arguments: Sequence[str]) -> int:
         for lane in lanes
     ]
     try:
-        pages = None if options.port is None else serve(options.state, options.port, options.host)
+        names = [job.settings.name for job in jobs]
+        pages = None if options.port is None else serve(options.state, options.port, options.host, names)
     except OSError as error:
         print(f"millrace deliver: --port {options.port} cannot be had: {error.strerror}", file=sys.stderr)
         return 2
@@ -121,28 +149,46 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         if pages is not None:
             pages.shutdown()
+            pages.server_close()
 
 
 def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
-    over = threading.Event()
+    over, hurry = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        (hurry if over.is_set() else over).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
+        signal.signal(number, end)
     if not quiet:
         names = ", ".join(lane.name for lane in lanes)
         _say(f"Delivering: {names}. Ctrl-C ends it; `millrace sinks` shows how it goes.")
     while not over.wait(0.1):
         for lane in lanes:
             lane.look()
-    running = [lane for lane in lanes if lane.process is not None]
-    for lane in running:
-        assert lane.process is not None
-        if lane.process.poll() is None:
-            lane.process.terminate()
-    until_s = time.monotonic() + drain_s + _GRACE_S
-    for lane in running:
-        assert lane.process is not None
-        lane.code = children.await_end(lane.process, until_s)
+    running = {lane.name: lane.process for lane in lanes if lane.process is not None}
+    _terminate(running.values())
+    longest_s = max(lane.job.settings.sink.deadline_s for lane in lanes)
+    until_s = time.monotonic() + drain_s + longest_s + _GRACE_S
+    has_hurried = False
+    while any(process.poll() is None for process in running.values()) and time.monotonic() < until_s:
+        if hurry.wait(0.05) and not has_hurried:
+            has_hurried = True
+            _terminate(running.values())
+            until_s = time.monotonic() + _HURRY_S
+        elif has_hurried:
+            time.sleep(0.05)
+    for lane in lanes:
+        if lane.name in running:
+            lane.code = children.await_end(running[lane.name], 0.0)
+        lane.clear()
     return 0 if all(lane.code in _ENDED_WELL for lane in lanes) else 1
+
+
+def _terminate(processes: Iterable["subprocess.Popen[str]"]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
 
 
 def _say(text: str) -> None:

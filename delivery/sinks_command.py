@@ -12,11 +12,14 @@ the overview) a lane does not deliver; 2 one line says what is wrong.
 """
 
 import argparse
+import contextlib
 import datetime as dt
 import getpass
+import os
+import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -48,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         print(msgspec.json.format(msgspec.json.encode([_as_json(view, now) for view in views])).decode())
     else:
         print(_overview(views, now))
-    bad = [view for view in views if view.state(now) not in {"running", "stopped"}]
-    return 1 if bad and options.what is None else 0
+    return 1 if options.what is None and not all(view.is_well(now) for view in views) else 0
 
 
 def _overview(views: Sequence[LaneView], now: int) -> str:
@@ -67,16 +69,25 @@ def _overview(views: Sequence[LaneView], now: int) -> str:
         )
         for view in views
     ]
-    lines = [_table(rows)]
-    for view in views:
-        if view.status is not None and view.status.down_since_us is not None:
-            since = _span((now - view.status.down_since_us) / 1_000_000)
-            lines.append(f"{view.name} is down since {since}: {view.status.detail}. Its events wait.")
-        if view.status is not None and view.status.behind:
-            lines.append(f"{view.name} has yet to read {view.status.behind:,} rows of the archive.")
-        if view.state(now) == "silent":
-            lines.append(f"{view.name} has said nothing for {_span((now - view.said_us) / 1_000_000)}: is it running?")
-    return "\n".join(lines)
+    return "\n".join([_table(rows), *(line for view in views for line in _remarks(view, now))])
+
+
+def _remarks(view: LaneView, now: int) -> Iterator[str]:
+    name, status = view.name, view.status
+    if view.state(now) == "failed":
+        yield f"{name} does not go on: {view.detail()}."
+    elif status is not None and status.down_since_us is not None:
+        since = _span((now - status.down_since_us) / 1_000_000)
+        yield f"{name} is down since {since}: {status.detail}. Its events wait."
+    if view.fault:
+        yield f"{view.fault}."
+    if status is not None and status.behind:
+        yield f"{name} has yet to read {status.behind:,} rows of the archive."
+    if view.total("unreadable"):
+        lost = view.total("unreadable")
+        yield f"{name} has lost {lost:,} rows of the archive, whose files were deleted before it came to them."
+    if view.state(now) == "silent":
+        yield f"{name} has said nothing for {_span((now - view.said_us) / 1_000_000)}: is it running?"
 
 
 def _blocked(views: Sequence[LaneView], now: int) -> str:
@@ -123,14 +134,22 @@ def _order(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     kind, _, value = options.subject.partition(":")
     if options.subject != "all" and (kind not in {"user", "event"} or not value):
         parser.error(f"{options.subject!r} is no subject; give user:KEY, event:MESSAGE_ID or all")
+    by = options.by or _who()
     for path in ledger_paths(options.state, options.sink):
-        ledger = Ledger(path)
         try:
-            order = ledger.tell(options.what, options.subject, options.by, options.reason)
-            print(f"{path.stem}: {_answer(ledger, order)}")
-        finally:
-            ledger.close()
+            with contextlib.closing(Ledger(path)) as ledger:
+                order = ledger.tell(options.what, options.subject, by, options.reason)
+                print(f"{path.stem}: {_answer(ledger, order)}")
+        except sqlite3.Error as error:
+            raise NoLaneError(f"{path} cannot be written: {error}") from error
     return 0
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have nobody by that number
+        return f"uid {os.getuid()}"
 
 
 def _answer(ledger: Ledger, order: int) -> str:
@@ -148,6 +167,7 @@ def _as_json(view: LaneView, now: int) -> dict[str, object]:
     return {
         "name": view.name,
         "state": view.state(now),
+        "detail": view.detail(),
         "lag_s": round(view.lag_s(now), 3),
         "status": view.status,
         "retrying": list(view.trying),
@@ -190,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--state", type=Path, default=Path("delivery-state"), metavar="DIR", help="the lanes' ledgers (%(default)s/)")
     add("--json", action="store_true", help="of the overview: everything, for programs")
     add("--reason", default="", help="why, for the log")
-    add("--by", default=getpass.getuser(), metavar="WHO", help="who says so, for the log (%(default)s)")
+    add("--by", default="", metavar="WHO", help="who says so, for the log (the user who is logged in)")
     return parser
 
 

@@ -1,12 +1,16 @@
 """How the lanes are, read from their ledgers: for `millrace sinks` and for metrics."""
 
+import contextlib
 import dataclasses
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from millrace.delivery.ledger import Ledger, Order, Parked, Status, Trying
+import msgspec
+
+from millrace.delivery.ledger import Ledger
+from millrace.delivery.records import Order, Parked, Status, Trying
 
 STALE_S = 10.0
 """A lane says how it is every second; one that has not for so long does not run, whatever it said last."""
@@ -23,6 +27,7 @@ class LaneView:
         trying: the events that are being retried: each blocks its user, where there is an order.
         parked: the events that an operator put aside.
         orders: what operators told it.
+        fault: why its ledger cannot be read; empty: it can.
     """
 
     name: str
@@ -31,14 +36,25 @@ class LaneView:
     trying: Sequence[Trying]
     parked: Sequence[Parked]
     orders: Sequence[Order]
+    fault: str = ""
 
     def state(self, now_us: int) -> str:
-        """Return running, down, stopped, or silent where it was killed, or hangs."""
+        """Return running, down, failed or stopped, as it said, or silent, unreadable, never ran."""
+        if self.fault:
+            return "unreadable"
         if self.status is None:
             return "never ran"
-        if self.status.state != "stopped" and now_us - self.said_us > STALE_S * 1_000_000:
+        if self.status.state not in {"stopped", "failed"} and now_us - self.said_us > STALE_S * 1_000_000:
             return "silent"
         return self.status.state
+
+    def is_well(self, now_us: int) -> bool:
+        """Say whether nobody has to look at it: it delivers, or was told to end."""
+        return self.state(now_us) in {"running", "stopped"}
+
+    def detail(self) -> str:
+        """Return why it does not deliver, as far as it is known; empty where it does."""
+        return self.fault or ("" if self.status is None else self.status.detail)
 
     def total(self, name: str) -> int:
         """Return how many events of a kind there were: routed, delivered, dead, skipped ..."""
@@ -96,23 +112,22 @@ def _is(lane: str, name: str) -> bool:
 
 def _look(path: Path) -> LaneView:
     try:
-        ledger = Ledger(path, read_only=True)
-    except sqlite3.Error as error:
-        raise NoLaneError(f"{path} cannot be read: {error}") from error
-    try:
-        said = ledger.status()
-        return LaneView(
-            name=path.stem,
-            status=None if said is None else said[1],
-            said_us=0 if said is None else said[0],
-            trying=ledger.trying(),
-            parked=ledger.parked(),
-            orders=ledger.orders(),
-        )
-    except sqlite3.Error as error:
-        raise NoLaneError(f"{path} cannot be read: {error}") from error
-    finally:
-        ledger.close()
+        with contextlib.closing(Ledger(path, read_only=True)) as ledger:
+            return _view(path.stem, ledger)
+    except (sqlite3.Error, msgspec.MsgspecError) as error:
+        return LaneView(path.stem, None, 0, (), (), (), fault=f"{path} cannot be read: {error}")
+
+
+def _view(name: str, ledger: Ledger) -> LaneView:
+    said = ledger.status()
+    return LaneView(
+        name=name,
+        status=None if said is None else said[1],
+        said_us=0 if said is None else said[0],
+        trying=ledger.trying(),
+        parked=ledger.parked(),
+        orders=ledger.orders(),
+    )
 
 
 def now_us() -> int:

@@ -13,6 +13,7 @@ from millrace.schemas.undelivered import SCHEMA
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.json_rows import json_rows
 from millrace.sinks.sink import Fault
+from millrace.sinks.storage import explain
 from millrace.sinks.tables import UNDELIVERED
 
 
@@ -45,9 +46,14 @@ class Undelivered:
         """
         if self._table is None:
             self._table = open_table(self._uri, UNDELIVERED)
+        table, self._table = self._table, None  # after a failure it is opened anew: it may have been deleted
         self._number += 1
-        files = self._table.write(records(dead), uuid.uuid4().hex)
-        self._table.commit(files, app_id=self._run, version=self._number)
+        try:
+            files = table.write(records(dead), uuid.uuid4().hex)
+        except OSError as error:
+            raise explain(table.location, error) from error
+        table.commit(files, app_id=self._run, version=self._number)
+        self._table = table
 
 
 def records(dead: Sequence[Dead]) -> pa.Table:

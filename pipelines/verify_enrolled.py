@@ -7,7 +7,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from millrace.delivery.archive_feed import BEGAN, KEEP_S, SEEN
+from millrace.delivery.archive_feed import KEEP_S
+from millrace.delivery.enrol import BEGAN, SEEN
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import Entry, Ledger
 from millrace.sinks.delta import Table

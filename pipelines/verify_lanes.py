@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.delivery.archive_feed import ROUTES, SEEN
+from millrace.delivery.archive_feed import ROUTES
+from millrace.delivery.enrol import SEEN
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark
 from millrace.delivery.settings import LaneSettings
