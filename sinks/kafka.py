@@ -1,14 +1,13 @@
 """The sink `kafka`: one record an event, keyed by its user, by librdkafka's idempotent producer.
 
-The order of a user within a partition holds through failures because nothing is ever let past: the producer is gap-less,
-so one record that a broker refuses for good ends it before a later one is written, and records do not expire on their
-own. What a delivery handed over and then gave up waiting for stays in the producer, and the same event that comes again
-joins it: no second copy, and no place lost. sinks/kafka_producer.py has the producer.
+The order of a user within a partition holds through failures because nothing is ever let past: the producer is
+gap-less, so one record that a broker refuses for good ends it before a later one is written, and records do not expire
+on their own (docs/sinks.md). What a delivery handed over and then gave up waiting for stays in the producer, and the
+same event that comes again joins it: no second copy, and no place lost.
 """
 
 import asyncio
 import dataclasses
-import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from millrace.config.secrets import SecretError, SecretReference
 from millrace.sinks.bodies import Bodies, check_format
+from millrace.sinks.kafka_errors import ABOUT_EVENTS, LOST, down
 from millrace.sinks.kafka_producer import Producer, Record, Sent, Waiting
 from millrace.sinks.sink import (
     DELIVERED,
@@ -29,7 +29,6 @@ from millrace.sinks.sink import (
     SinkDownError,
 )
 
-_LOG = logging.getLogger(__name__)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SECRETS = frozenset(
     {
@@ -46,34 +45,6 @@ _OURS = frozenset(
         *("bootstrap.servers", "metadata.broker.list", "enable.idempotence", "acks", "request.required.acks"),
         *("enable.gapless.guarantee", "message.timeout.ms", "delivery.timeout.ms", "transactional.id"),
         *("delivery.report.only.error", "log.queue", "logger", "opaque"),
-    }
-)
-_ABOUT_EVENTS = frozenset(
-    {
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_MSG,
-        KafkaError.INVALID_RECORD,
-        KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001  librdkafka's own codes are called so
-        KafkaError.INVALID_TIMESTAMP,
-        KafkaError.POLICY_VIOLATION,
-        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
-    }
-)
-_NO_TOPIC = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    }
-)
-_LOST = frozenset(
-    {
-        KafkaError._PURGE_QUEUE,  # noqa: SLF001
-        KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
-        KafkaError._FATAL,  # noqa: SLF001
-        KafkaError._GAPLESS_GUARANTEE,  # noqa: SLF001
-        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
     }
 )
 _MOST_RESTARTS = 5
@@ -154,7 +125,7 @@ class Kafka(Sink):
             except KafkaException as error:
                 raise SinkDownError(f"Kafka at {self.brokers} does not answer: {error.args[0].str()}") from error
             if found is not None:
-                raise _down(topic, found)
+                raise down(topic, found)
 
     async def close(self) -> None:
         """Hand over what is buffered, for a moment, and disconnect."""
@@ -176,7 +147,7 @@ class Kafka(Sink):
             raise SinkDownError(f"route {delivery.route}: its target {topic!r} is no topic: correct it")
         self._connection.topics.add(topic)
         bodies, schema = await self._connection.bodies.of(delivery)
-        more = [("schema", schema.encode())] if schema else []
+        more: list[tuple[str, str | bytes | None]] = [("schema", schema.encode())] if schema else []
         records = [
             Record(topic, key.encode(), body, [("message_id", message_id.encode()), *more])
             for key, body, message_id in zip(delivery.user_keys, bodies, delivery.message_ids, strict=True)
@@ -197,12 +168,12 @@ class Kafka(Sink):
             failed = await self._send(producer, records, positions, left, outcomes)
             if not failed:
                 return
-            if any(error.code() in _ABOUT_EVENTS for error in failed.values()):
+            if any(error.code() in ABOUT_EVENTS for error in failed.values()):
                 await self._deliver_one_by_one(records, positions, outcomes)
                 return
             for row, error in failed.items():
-                if error.code() not in _LOST:
-                    raise _down(records[row].topic, error)
+                if error.code() not in LOST:
+                    raise down(records[row].topic, error)
             producer.end()  # by another delivery's record: the same again, with a new one
         raise SinkDownError(f"Kafka at {self.brokers} made the producer give up {_MOST_RESTARTS} times")
 
@@ -218,8 +189,8 @@ class Kafka(Sink):
                 continue
             failed = await self._send(connection.careful, records, positions, [row], outcomes)
             for error in failed.values():
-                if error.code() not in _ABOUT_EVENTS:
-                    raise _down(record.topic, error)
+                if error.code() not in ABOUT_EVENTS:
+                    raise down(record.topic, error)
                 outcomes[row] = Rejected(Fault.REJECTED, f"Kafka refuses it for {record.topic}: {error.str()}")
 
     async def _send(
@@ -232,13 +203,21 @@ class Kafka(Sink):
     ) -> dict[int, KafkaError]:
         """Hand over rows that are not under way yet, wait for all; return those that failed, with how."""
         under_way = self._connection.under_way
-        waiting = Waiting()
         failed: dict[int, KafkaError] = {}
+        # What another producer still holds comes first: it may be lost there, and nothing of its user may get past it.
+        elsewhere = [row for row in rows if (held := under_way.get(positions[row])) and held.producer is not producer]
+        if elsewhere:
+            asked = [(row, under_way[positions[row]]) for row in elsewhere]
+            failed = await self._settle(asked, positions, outcomes)
+            if failed:
+                return failed
         asked = []
         for row in rows:
+            if row in outcomes:
+                continue
             sent = under_way.get(positions[row])
             if sent is None:
-                sent = Sent()
+                sent = Sent(producer)
                 try:
                     await producer.produce(records[row], sent)
                 except KafkaException as raised:
@@ -250,11 +229,20 @@ class Kafka(Sink):
                     outcomes[row] = Rejected(Fault.REFUSED, f"its {size:,} bytes are above message.max.bytes")
                     continue
                 under_way[positions[row]] = sent
-            waiting.add(sent)
             asked.append((row, sent))
+        return failed | await self._settle(asked, positions, outcomes)
+
+    async def _settle(
+        self, asked: Sequence[tuple[int, Sent]], positions: Sequence[int], outcomes: dict[int, Outcome]
+    ) -> dict[int, KafkaError]:
+        """Wait until it is known what became of records; return those that failed, with how."""
+        waiting = Waiting()
+        for _, sent in asked:
+            waiting.add(sent)
         await waiting.all()
+        failed: dict[int, KafkaError] = {}
         for row, sent in asked:
-            del under_way[positions[row]]
+            del self._connection.under_way[positions[row]]
             if sent.error is None:
                 outcomes[row] = DELIVERED
             else:
@@ -289,11 +277,3 @@ class Kafka(Sink):
             except SecretError as error:
                 raise CannotOpenSinkError(f"config: {name}: {error}") from error
         return found
-
-
-def _down(topic: str, error: KafkaError) -> SinkDownError:
-    if error.code() in _NO_TOPIC:
-        return SinkDownError(f"the topic {topic} does not exist: create it, or correct its name")
-    if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
-        return SinkDownError(f"may not write to the topic {topic}: give this user the right to")
-    return SinkDownError(f"Kafka does not take records for {topic}: {error.str()}")

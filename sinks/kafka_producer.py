@@ -26,15 +26,16 @@ class Record(NamedTuple):
     topic: str
     key: bytes
     value: bytes
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, str | bytes | None]]
 
 
 class Sent:
-    """A record that was handed over."""
+    """A record that was handed over, to a producer."""
 
-    __slots__ = ("error", "is_known", "waiting")
+    __slots__ = ("error", "is_known", "producer", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, producer: "Producer") -> None:
+        self.producer = producer
         self.is_known = False
         self.error: KafkaError | None = None
         """None, once it is known: every replica that has to has it."""

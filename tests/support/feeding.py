@@ -72,10 +72,7 @@ def delivery_of(events: Sequence[Made], first: int = 0, target: str = "", route:
 
 @dataclasses.dataclass
 class Fed:
-    """What became of the events: those that were rejected, with how;
-    what the sink said when it was down, and how
-    often a delivery was cancelled.
-    """
+    """What became of the events: who was rejected, what the sink said when it was down, how often it was cancelled."""
 
     rejected: dict[str, Rejected] = dataclasses.field(default_factory=dict)
     downs: list[str] = dataclasses.field(default_factory=list)

@@ -24,8 +24,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from millrace.local.prism_binary import cache_dir
 from tests.support.pubsub import wait_until
@@ -54,9 +55,7 @@ def kafka_jars() -> Path:
         KafkaNotFoundError: no Java, no Maven, or Maven could not fetch them.
     """
     if shutil.which("java") is None:
-        raise KafkaNotFoundError(
-            "no Java runtime: Kafka's tests need one (Debian: apt-get install default-jre-headless)"
-        )
+        raise KafkaNotFoundError("no Java runtime to run Kafka on (Debian: apt-get install default-jre-headless)")
     place = cache_dir() / f"kafka-{VERSION}"
     if place.is_dir():
         return place
@@ -70,15 +69,9 @@ def kafka_jars() -> Path:
         with tempfile.TemporaryDirectory(dir=place.parent, prefix="making-") as work:
             Path(work, "pom.xml").write_text(_POM)
             jars = Path(work, "jars")
-            command = ("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime")
-            made = subprocess.run(
-                [*command, f"-DoutputDirectory={jars}"],
-                cwd=work,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=600,
-            )
+            command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]
+            command.append(f"-DoutputDirectory={jars}")
+            made = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False, timeout=600)
             if made.returncode != 0:
                 raise KafkaNotFoundError(f"Maven could not fetch Kafka {VERSION}: {(made.stdout + made.stderr)[-800:]}")
             jars.replace(place)
@@ -94,6 +87,11 @@ class Read:
     key: bytes
     value: bytes
     headers: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, message: Any) -> "Read":
+        assert message.error() is None, message.error()
+        return cls(message.partition(), message.offset(), message.key(), message.value(), dict(message.headers() or []))
 
 
 class Kafka:
@@ -237,11 +235,8 @@ def records(settings: Mapping[str, Any], topic: str) -> list[Read]:
         found: list[Read] = []
         while sum(left.values()):
             for message in consumer.consume(sum(left.values()), timeout=0.1):
-                error: KafkaError | None = message.error()
-                assert error is None, error
-                left[message.partition()] -= 1
-                headers = dict(message.headers() or [])
-                found.append(Read(message.partition(), message.offset(), message.key(), message.value(), headers))
+                found.append(Read.of(message))
+                left[found[-1].partition] -= 1
         return sorted(found, key=lambda one: (one.partition, one.offset))
     finally:
         consumer.close()

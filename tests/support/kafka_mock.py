@@ -1,8 +1,8 @@
 """librdkafka's mock cluster, for what a real Kafka does not do when asked: answers of any kind, brokers gone at once.
 
-confluent-kafka's own library has it (rdkafka_mock.h), but not its Python. A mock keeps records in memory, and starts in some
-milliseconds. It does not check the sequence numbers of idempotent producers: of two requests under way it takes the
-second although it has refused the first, so have one under way at a time (max.in.flight) where order matters.
+confluent-kafka's own library has it (rdkafka_mock.h), but not its Python. A mock keeps records in memory, and starts in
+some milliseconds. It does not check the sequence numbers of idempotent producers: of two requests under way it takes
+the second although it has refused the first, so have one under way at a time (max.in.flight) where order matters.
 """
 
 import ctypes
