@@ -145,7 +145,8 @@ ROUTE_MISTAKES = {
     "and this route has `order: none`; remove it, or write `order: user`",
     "{to: a, columns: [order_index], order: none}": "a: columns: order_index is known only once events are in order, "
     "and this route has `order: none`; remove it, or write `order: user`",
-    "{to: a, columns: [total_eur, page_host, number], order: none}": "a: columns: number is known only once events are in order, ",
+    "{to: a, columns: [total_eur, page_host, number], order: none}": "a: columns: number is known "
+    "only once events are in order, ",
     "{to: a, columns: [evnt]}": "a: columns: 'evnt' is not a column; did you mean event?",
     "{to: a, columns: [qqq]}": "a: columns: 'qqq' is not a column; docs/event_model.md lists them",
     "{to: a, columns: [receipt]}": "a: columns: 'receipt' is not a column; ",
