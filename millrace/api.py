@@ -1,4 +1,4 @@
-"""What a transform or a sink of your own is made with; docs/transforms.md and docs/sinks_own.md show it."""
+"""What a transform or a sink of your own is made with; docs/transforms.md and docs/sinks/own.md show it."""
 
 from millrace.sinks.blocking import BlockingSink
 from millrace.sinks.sink import (

@@ -5,7 +5,7 @@
     bigquery_table.py    the table's columns kept in step with the rows
     bigquery_memory.py   which append is under way, over the end of the process
 
-docs/sinks_bigquery.md says what is promised, and when.
+docs/sinks/bigquery.md says what is promised, and when.
 """
 
 import dataclasses

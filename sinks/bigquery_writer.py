@@ -3,7 +3,7 @@
 One at a time, since a stream takes rows only at its end: with several under way, one that fails would fail those behind
 it, and what had to be remembered before each would be more. What that would cost in time, deliveries regain by waiting
 together: an append takes all that came while the last one was under way, up to 8 MB (the service asks for more than
-1 MB). Measured against pipelining in docs/sinks_bigquery.md.
+1 MB). Measured against pipelining in docs/sinks/bigquery.md.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ def rows(path: Path) -> list[tuple[str, str]]:
 
 def test_the_docs_show_it():
     code = (FOLDER / "own_sink" / "own_sink.py").read_text().partition('"""\n\n')[2]
-    assert f"```python\n{code}```" in (FOLDER.parent / "docs" / "sinks_own.md").read_text()
+    assert f"```python\n{code}```" in (FOLDER.parent / "docs" / "sinks" / "own.md").read_text()
 
 
 def test_its_configuration_makes_it(make: type[Sink], monkeypatch: pytest.MonkeyPatch):

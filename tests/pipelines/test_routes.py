@@ -15,7 +15,7 @@ from millrace.config import fanout, routes
 from millrace.pipelines.routes import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "sinks_routes.md"
+DOCUMENT = ROOT / "docs" / "sinks.md"
 TRANSFORMS = "tests.support.transforms"
 
 Captured = pytest.CaptureFixture[str]
