@@ -20,6 +20,7 @@ from millrace.delivery.parts import Marks, Parts
 from millrace.delivery.pending import Pending
 from millrace.delivery.records import ROW_BITS, Entry, Mark, Parked, Trying
 from millrace.delivery.settings import LaneSettings
+from millrace.sinks.column_values import column_values
 from millrace.sinks.storage import Location
 from millrace.transforms.route import columns_for, route_rows, rows_for
 
@@ -243,8 +244,8 @@ class ArchiveFeed:
     ) -> list[Pending]:
         sent = rows_for(rows, self._settings.routes[route])
         size = sent.nbytes // max(sent.num_rows, 1)
-        users = rows.column("user_key").to_pylist()
-        ids = rows.column("message_id").to_pylist()
+        users = column_values(rows.column("user_key"))
+        ids = column_values(rows.column("message_id"))
         positions = ((seq << ROW_BITS) + places).tolist()
         return [
             Pending(position, user if ordered else None, message_id, route, size, Row(sent, at, user))

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import fcntl
+import gc
 import logging
 import os
 import pickle
@@ -61,6 +62,7 @@ class LaneJob:
 def main(arguments: Sequence[str]) -> int:
     """Run a lane until SIGTERM; return 0, 2 where it can never work as configured, 3 where another process has it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    gc.set_threshold(100_000, 50, 1_000)  # a part's events, none of them garbage, were looked through again and again
     job: LaneJob = pickle.loads(Path(arguments[0]).read_bytes())  # noqa: S301  written by the process that started us
     job.state.mkdir(parents=True, exist_ok=True)
     with job.ledger.with_suffix(".lock").open("w") as lock:

@@ -77,7 +77,7 @@ class Part:
         self.rows, self.bytes = len(events), rows.nbytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class LiveRow(Row):
     """Where a pending event is, and which message brought it."""
 
