@@ -1,9 +1,10 @@
 """The feed of an ordered lane: the archive's commits, routed, with what became of every row in the lane's ledger."""
 
+import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ _MOST_ROUTES = 50
 KEEP_S = 7 * 86_400
 """How long the marks of settled parts are kept, for `millrace verify`."""
 _FORGET_S = 3_600.0
+_AT_ONCE = 4_096
 
 _NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
 
@@ -60,6 +62,7 @@ class ArchiveFeed:
         self._unparked: list[int] = []
         self._trying: list[Trying] = []
         self._read_up_to = 0  # of what the ledger does not know to be read yet
+        self._coming: Iterator[list[Pending]] = iter(())
         self._next_forget = 0.0
 
     def open(self) -> tuple[list[Pending], list[Pending]]:
@@ -87,22 +90,24 @@ class ArchiveFeed:
         return failed, waiting
 
     def read(self) -> list[Pending]:
-        """Return the next part's events; [] where there is none now, or none of them is routed."""
+        """Return the next of a part's events; [] where there is none now, or none of them is routed."""
         self._enrolment.look()
+        events = next(self._coming, None)
+        if events is not None:
+            return events
         unread = self._ledger.unread(self._read_up_to, 1)
         if not unread:
             time.sleep(min(self._log.poll_s, 0.05))
             return []
         entry = unread[0]
         try:
-            events = self._events(entry, None)
+            self._coming = self._events(entry, None)
         except GoneError as error:
             _LOG.error("%s: %s: %d rows are lost to this sink.", self._settings.name, error, entry.rows)
             self._counts["unreadable"] += entry.rows
             self._parts.set(entry.seq, np.zeros(entry.rows, np.uint8))
-            events = []
         self._read_up_to = entry.seq
-        return events
+        return next(self._coming, [])
 
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note that events are settled."""
@@ -176,8 +181,10 @@ class ArchiveFeed:
         """Say where the lane is, for compaction."""
         self._enrolment.write_bookmark()
 
-    def _events(self, entry: Entry, waiting: Marks | None) -> list[Pending]:
+    def _events(self, entry: Entry, waiting: Marks | None) -> Iterator[list[Pending]]:
         """Route a part, and return its events in delivery order: those that wait by its marks, or (None) all routed.
+
+        They come some thousand at a time: the first are on their way while the others are made.
 
         Raises:
             GoneError, StorageError: as Log.rows.
@@ -193,14 +200,26 @@ class ArchiveFeed:
         else:
             wanted = np.flatnonzero(waiting == Mark.WAITING)
             self._skip(entry.seq, wanted[taken[wanted] < 0], "take no route any more")
-        found: list[Pending] = []
-        for at in range(len(self._settings.routes)):
-            of_route = wanted[taken[wanted] == at]
-            if len(of_route):
-                found += self._of_route(entry.seq, rows.take(pa.array(of_route)), of_route, at, in_order[of_route])
-        found.sort(key=lambda event: event.position)
-        self._parts.hold(entry.seq, found)
-        return found
+        return self._slices(entry.seq, rows, wanted, taken, in_order)
+
+    def _slices(
+        self,
+        seq: int,
+        rows: pa.RecordBatch,
+        wanted: npt.NDArray[np.int64],
+        taken: npt.NDArray[np.int16],
+        in_order: npt.NDArray[np.bool_],
+    ) -> Iterator[list[Pending]]:
+        for start in range(0, len(wanted), _AT_ONCE):
+            places = wanted[start : start + _AT_ONCE]
+            found: list[Pending] = []
+            for at in range(len(self._settings.routes)):
+                of_route = places[taken[places] == at]
+                if len(of_route):
+                    found += self._of_route(seq, rows.take(pa.array(of_route)), of_route, at, in_order[of_route])
+            found.sort(key=lambda event: event.position)
+            self._parts.hold(seq, found)
+            yield found
 
     def _unsettled(self, entry: Entry, marks: Marks, back: dict[int, Parked]) -> list[Pending]:
         """Return the events of a part that an earlier run read and did not settle."""
@@ -220,7 +239,7 @@ class ArchiveFeed:
                 self._unparked.append(parked.position)
         if (marks == Mark.WAITING).any():
             try:
-                found += self._events(entry, marks)
+                found += itertools.chain.from_iterable(self._events(entry, marks))
             except GoneError as error:
                 self._skip(entry.seq, np.flatnonzero(marks == Mark.WAITING), str(error))
         return found
