@@ -19,7 +19,17 @@ from millrace.delivery.gather import gather
 from millrace.delivery.pending import Pending
 from millrace.delivery.records import Mark
 from millrace.sinks.json_rows import JSON, json_rows
-from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Fault, Outcome, Rejected, Retry, SinkDownError
+from millrace.sinks.sink import (
+    DELIVERED,
+    CannotOpenSinkError,
+    Delivery,
+    Fault,
+    Memory,
+    Outcome,
+    Rejected,
+    Retry,
+    SinkDownError,
+)
 from millrace.sinks.storage import StorageError
 from tests.support.lane_parts import MemoryFeed, Running, ScriptedSink, events, running
 from tests.support.lanes import lane_settings
@@ -200,24 +210,51 @@ async def test_where_nothing_can_be_written_down_delivery_does_not_run_away(tmp_
 
 
 @in_loop
-async def test_a_user_goes_on_only_once_their_dead_letter_is_written_also_while_a_save_is_under_way(
-    tmp_path: Path,
-) -> None:
+async def test_a_user_goes_on_only_once_their_dead_letter_is_written(tmp_path: Path) -> None:
     feed, sink = MemoryFeed([events("ann1", "ann2", "bob3", "bob4")]), ScriptedSink(keeps_order=False, max_events=1)
     sink.always = lambda delivery: [BAD if delivery.message_ids[0] in ("ann1", "bob3") else DELIVERED]
     async with running(tmp_path, feed, sink) as it:
         it.undelivered.may_write.clear()
         await it.until(it.undelivered.writing.is_set)
-        feed.windows.append(events("eve5", first=5))  # what wakes the pump, were it not to wait
-        it.lane._wake.set()
         for _ in range(20):
-            await asyncio.sleep(0.005)
             it.lane._wake.set()
+            await asyncio.sleep(0.002)
         assert {name for names in sink.asked for name in names} <= {"ann1", "bob3"}
         it.undelivered.may_write.set()
-        await it.until(lambda: len(feed.marks) == 5)
-    assert sink.taken.index("ann2") >= 0
+        await it.until(lambda: len(feed.marks) == 4)
     assert {record[0] for record in it.undelivered.records} == {"ann1", "bob3"}
+    assert sink.taken == ["ann2", "bob4"]
+
+
+@in_loop
+async def test_a_save_under_way_which_others_began_has_to_end_too_before_a_user_goes_on(tmp_path: Path) -> None:
+    may_answer, may_open = asyncio.Event(), asyncio.Event()
+
+    async def rejects(_: Delivery) -> list[Outcome]:
+        await may_answer.wait()
+        return [BAD]
+
+    class Reopens(ScriptedSink):
+        async def open(self, memory: Memory) -> None:
+            await super().open(memory)
+            if self.opened > 1:
+                await may_open.wait()
+
+    feed = MemoryFeed([events("ann1", "ann2", "bob3")])
+    sink = Reopens(rejects, SinkDownError("connection reset"), max_events=1)
+    async with running(tmp_path, feed, sink) as it:
+        await it.until(lambda: sink.opened == 2)  # the lane waits for that, not for books
+        it.undelivered.may_write.clear()
+        may_answer.set()
+        await it.until(it.undelivered.writing.is_set)  # by the save of every moment
+        may_open.set()
+        for _ in range(20):
+            it.lane._wake.set()
+            await asyncio.sleep(0.002)
+        assert sink.asked == [["ann1"], ["bob3"]]
+        it.undelivered.may_write.set()
+        await it.until(lambda: len(feed.marks) == 3)
+    assert (sink.taken, feed.marks["ann1"]) == (["bob3", "ann2"], Mark.DEAD)
 
 
 @in_loop

@@ -48,7 +48,7 @@ class Faulty(Sink):
             Rejected(Fault.REJECTED, "its id begins so") if each.startswith(self.rejects) else DELIVERED
             for each in delivery.message_ids
         ]
-        kind = self._random.randrange(6) if self._fails(self.chance) else -1
+        kind = self._random.randrange(7) if self._fails(self.chance) else -1
         size = len(delivery)
         if kind == 0:
             raise SinkDownError("it is down")
@@ -64,6 +64,13 @@ class Faulty(Sink):
             verdicts[until:] = [Retry(Fault.FAILED, "not the rest")] * (size - until)
         if kind == 5 and not self.keeps_order:  # any of them
             verdicts = [each if self._random.random() < 0.5 else Retry(Fault.FAILED, "not this") for each in verdicts]
+        if (
+            kind == 6
+        ):  # for a moment it rejects what it takes at another: what is dead must stay so, or come out of order
+            until = self._random.randrange(size)
+            verdicts[until] = Rejected(Fault.REJECTED, "for a moment")
+            if self.keeps_order:  # and takes nothing behind it: that could not be told from the wrong order
+                verdicts[until + 1 :] = [Retry(Fault.FAILED, "not the rest")] * (size - until - 1)
         self._take(delivery, verdicts, range(size))
         return verdicts
 
