@@ -18,6 +18,7 @@ from millrace.delivery.feed import Row
 from millrace.delivery.gather import gather
 from millrace.delivery.pending import Pending
 from millrace.delivery.records import Mark
+from millrace.delivery.throttle import Breaker
 from millrace.sinks.json_rows import JSON, json_rows
 from millrace.sinks.sink import (
     DELIVERED,
@@ -51,7 +52,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 @pytest.fixture(autouse=True)
 def _quick_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A breaker whose pauses are short."""
-    monkeypatch.setattr(lane, "Breaker", functools.partial(lane.Breaker, first_s=0.01, longest_s=0.05))
+    monkeypatch.setattr(lane, "Breaker", functools.partial(Breaker, first_s=0.01, longest_s=0.05))
     monkeypatch.setattr(lane, "_SAVE_S", 0.02)
     monkeypatch.setattr(books, "_PAUSE_S", 0.02)
 

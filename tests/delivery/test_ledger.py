@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_threads_of_a_sink_may_put_at_once_each_of_them_synced(ledger: Ledger) -
         thread.join()
     ledger._db.set_trace_callback(None)
     one = ["PRAGMA synchronous=FULL", "INSERT OR REPLACE INTO memory", "PRAGMA synchronous=NORMAL"]
-    assert [" ".join(each.split(" ")[:5]) for each in said] == one * 8
+    assert [" ".join(each.split(" ")[:6]) for each in said] == one * 8
     assert [ledger.get(f"k{n}") for n in range(8)] == [b"v"] * 8
 
 
@@ -184,7 +185,7 @@ def test_a_commit_that_fails_leaves_no_transaction_open(ledger: Ledger) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(real, name)
 
-        def execute(self, text: str, *values: object) -> sqlite3.Cursor:
+        def execute(self, text: str, *values: Any) -> sqlite3.Cursor:
             if text == "COMMIT":
                 raise sqlite3.OperationalError("disk I/O error")
             return real.execute(text, *values)

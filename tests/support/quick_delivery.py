@@ -29,10 +29,10 @@ class _Children:
 def main(arguments: Sequence[str]) -> int:
     """Run it, or (told by the first argument) one lane of it."""
     if arguments[0] == _LANE:
-        lane.Breaker = functools.partial(lane.Breaker, first_s=0.01, longest_s=0.1)  # type: ignore[assignment, misc]
+        lane.Breaker = functools.partial(lane.Breaker, first_s=0.01, longest_s=0.1)  # type: ignore[assignment,attr-defined]
         return lane_process.main(arguments[1:])
     run._LONGEST_PAUSE_S = run._FIRST_PAUSE_S = PAUSE_S
-    run.children = _Children  # type: ignore[assignment]
+    run.children = _Children  # type: ignore[assignment,attr-defined]
     return run.main(arguments)
 
 
