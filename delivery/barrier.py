@@ -233,6 +233,8 @@ class Barrier:
         event.fault, event.detail = outcome.fault.value, outcome.detail
         pause_s = self._policy.pause_s(event.attempts, self._chance(), outcome.after_s)
         event.next_us = now_us + round(pause_s * 1_000_000)
+        if outcome.fault is Fault.UNREACHABLE:  # no event is to blame: it waits for as long as it takes
+            return False
         return self._policy.gives_up(event.attempts, (now_us - event.first_us) / 1_000_000)
 
     def _go_on(self, key: str | None, front: Pending | None) -> None:

@@ -162,6 +162,18 @@ def test_outcomes_behind_a_blocking_event_are_taken_as_they_are():
     assert lane.take() == ["a4", "a5"]
 
 
+def test_an_event_is_never_given_up_for_a_destination_that_cannot_be_reached():
+    lane = Lane(min_tries=2, min_s=0)
+    lane.offer("a1")
+    for _ in range(5):
+        assert lane.take() == ["a1"]
+        settled = lane.settle(Retry(Fault.UNREACHABLE, "no connection"))
+        assert (ids(settled.retrying), settled.dead) == (["a1"], [])
+        lane.now = lane.pause_ends()
+    assert lane.take() == ["a1"]
+    assert ids([event for event, *_ in lane.settle(FAILED).dead]) == ["a1"]
+
+
 def test_where_the_blocking_event_is_given_up_those_behind_it_are_not_blamed():
     lane = Lane(min_tries=1, min_s=0)
     lane.offer("a1", "a2", "a3")
