@@ -106,7 +106,7 @@ def serve(state: Path, port: int, host: str, lanes: Sequence[str]) -> http.serve
 
     server = http.server.ThreadingHTTPServer((host, port), Page)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True, name="metrics").start()
     return server
 
 

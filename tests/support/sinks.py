@@ -1,9 +1,11 @@
 """Sinks as users would write them, good ones and odd ones, for tests to name in a configuration."""
 
+import asyncio
 import dataclasses
+import threading
 from collections.abc import Sequence
 
-from millrace.sinks.sink import DELIVERED, Delivery, Outcome, Sink
+from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Memory, Outcome, Sink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,3 +41,23 @@ class Unfinished(Sink):
 
 def not_a_sink() -> None:
     """Nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stuck(Sink):
+    """Hangs in a thread that nothing ends."""
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        await asyncio.to_thread(threading.Event().wait)
+        return [DELIVERED] * len(delivery)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hopeless(Sink):
+    """Can never work."""
+
+    async def open(self, memory: Memory) -> None:  # noqa: ARG002  it needs none
+        raise CannotOpenSinkError("there is no database shop: create it")
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        raise AssertionError(delivery)
