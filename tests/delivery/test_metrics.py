@@ -58,7 +58,14 @@ def samples(address: str) -> dict[str, dict[str, float]]:
 
 def test_what_is_measured(tmp_path: Path, address: str) -> None:
     totals = {"routed": 30, "delivered": 20, "dead": 2, "parked": 1, "without order": 4}
-    busy = {"waiting": 7, "in_flight": 3, "concurrency": 8, "blocked_users": 1, "behind": 90, "totals": totals}
+    busy: dict[str, Any] = {
+        "waiting": 7,
+        "in_flight": 3,
+        "concurrency": 8,
+        "blocked_users": 1,
+        "behind": 90,
+        "totals": totals,
+    }
     say(tmp_path, "crm", state="running", **busy)
     say(tmp_path, "shop", state="down", down_since_us=1, detail="refused")
     with contextlib.closing(Ledger(tmp_path / "crm.sqlite")) as ledger:

@@ -15,6 +15,7 @@ import pytest
 
 from millrace.delivery import run
 from millrace.delivery.ledger import Ledger
+from millrace.local import children
 from millrace.sinks.delta import Table
 from tests.support.deliver_process import Delivering, delivering
 from tests.support.lanes import archive, commit, ids, window
@@ -27,7 +28,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(run.children, "start", fail)
+    monkeypatch.setattr(children, "start", fail)
 
 
 def write(root: Path, text: str) -> Path:
@@ -237,7 +238,7 @@ def test_a_state_that_is_full_for_a_moment_ends_nothing(tmp_path: Path, monkeypa
         signal.raise_signal(signal.SIGTERM)
         return _Ended()
 
-    monkeypatch.setattr(run.children, "start", start)
+    monkeypatch.setattr(children, "start", start)
     monkeypatch.setattr(run, "_FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(run, "_LONGEST_PAUSE_S", 0.01)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

@@ -58,7 +58,7 @@ def test_the_overview(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) 
     ) as ledger:
         ledger.set_trying([trying("m1", "ann", 60, 5, waiting=2)])
         ledger.park(Parked(9, "bob", "m9", "crm", b""))
-    down = {"state": "down", "detail": "connection refused", "down_since_us": NOW_US - 3_700 * S}
+    down: dict[str, Any] = {"state": "down", "detail": "connection refused", "down_since_us": NOW_US - 3_700 * S}
     with ledger_of(tmp_path, "profile", **down, totals={"routed": 5, "delivered": 5}):
         pass
     with ledger_of(tmp_path, "profile.unordered", said_s_ago=200, state="running", lag_s=2):
@@ -180,7 +180,7 @@ def test_where_the_user_has_no_name(
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
-    monkeypatch.setattr(sinks_command.getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", nobody)
     with ledger_of(tmp_path, "crm", state="running") as ledger:
         assert run()[0] == 0
         assert run("skip", "crm", "all")[0] == 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace.sinks import bookmarks
 from millrace.sinks.bookmarks import FOLDER, Bookmark, held_since_ms, write_bookmark
 from millrace.sinks.compact import compact, main, vacuum
 from millrace.sinks.delta import Table, open_table
@@ -26,7 +25,7 @@ def table(tmp_path: Path) -> Table:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, now_ms: int) -> None:
-    monkeypatch.setattr(bookmarks.time, "time_ns", lambda: now_ms * 1_000_000)
+    monkeypatch.setattr("millrace.sinks.bookmarks.time.time_ns", lambda: now_ms * 1_000_000)
 
 
 def test_files_are_held_from_some_minutes_before_the_oldest_unread_commit_of_any_follower(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millrace.delivery import lane, lane_process, run
+from millrace.delivery.throttle import Breaker
 from millrace.local import children
 
 PAUSE_S = 0.1
@@ -29,10 +30,10 @@ class _Children:
 def main(arguments: Sequence[str]) -> int:
     """Run it, or (told by the first argument) one lane of it."""
     if arguments[0] == _LANE:
-        lane.Breaker = functools.partial(lane.Breaker, first_s=0.01, longest_s=0.1)  # type: ignore[assignment,attr-defined]
+        setattr(lane, "Breaker", functools.partial(Breaker, first_s=0.01, longest_s=0.1))  # noqa: B010
         return lane_process.main(arguments[1:])
     run._LONGEST_PAUSE_S = run._FIRST_PAUSE_S = PAUSE_S
-    run.children = _Children  # type: ignore[assignment,attr-defined]
+    setattr(run, "children", _Children)  # noqa: B010
     return run.main(arguments)
 
 
