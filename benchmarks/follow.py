@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import logging
 import os
 import statistics
@@ -131,6 +132,10 @@ class Taking(Sink):
             self.first_at[message_id] = now
         return [DELIVERED] * len(delivery)
 
+    def has(self, message_ids: Sequence[str]) -> bool:
+        """Say whether all of some events are here."""
+        return all(each in self.first_at for each in message_ids)
+
 
 async def latency(folder: Path, commits: int, rows: int) -> tuple[list[float], list[float]]:
     """Return the seconds from each commit to its first delivery, and to its last."""
@@ -148,7 +153,7 @@ async def latency(folder: Path, commits: int, rows: int) -> tuple[list[float], l
         files = table.write(window, f"w{number}")
         await asyncio.to_thread(table.commit, files, app_id="job", version=number + 1)
         began = time.monotonic()
-        await until(lambda ids=ids: all(each in sink.first_at for each in ids))
+        await until(functools.partial(sink.has, ids))
         times = [sink.first_at[each] - began for each in ids]
         first.append(max(0.0, min(times)))
         last.append(max(times))
