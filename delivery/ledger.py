@@ -74,12 +74,18 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             # After a power cut the last moments may be missing, which the sink then gets once more; never a torn file.
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+            # Its tables all at once: who reads meanwhile sees none of them, or all (`is_made`).
+            pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
+            self._db.executescript(f"{pragmas} BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
 
     @property
     def file(self) -> sqlite3.Connection:
         """The file itself, for the tables that only one kind of lane has (settled.py)."""
         return self._db
+
+    def is_made(self) -> bool:
+        """Say whether the ledger has its tables: a reader may find the file before its lane has made them."""
+        return self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'now'").fetchone() is not None
 
     def close(self) -> None:
         """Close the file."""

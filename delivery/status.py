@@ -113,7 +113,7 @@ def _is(lane: str, name: str) -> bool:
 def _look(path: Path) -> LaneView:
     try:
         with contextlib.closing(Ledger(path, read_only=True)) as ledger:
-            return _view(path.stem, ledger)
+            return _view(path.stem, ledger) if ledger.is_made() else LaneView(path.stem, None, 0, (), (), ())
     except (sqlite3.Error, msgspec.MsgspecError) as error:
         return LaneView(path.stem, None, 0, (), (), (), fault=f"{path} cannot be read: {error}")
 

@@ -69,6 +69,7 @@ def test_the_overview(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) 
         pass
     with ledger_of(tmp_path, "young"):
         pass
+    (tmp_path / "younger.sqlite").touch()  # its lane has only just begun
     (tmp_path / "zebra.sqlite").write_bytes(b"this is no database" * 100)
     assert run() == (
         1,
@@ -80,6 +81,7 @@ profile.unordered  silent      0          0         0        0     0        0   
 shop               failed      0          0         0        0     0        0       0        0.0 s
 twitter            stopped     0          0         0        0     0        0       0        0.0 s
 young              never ran   0          0         0        0     0        0       0        0.0 s
+younger            never ran   0          0         0        0     0        0       0        0.0 s
 zebra              unreadable  0          0         0        0     0        0       0        0.0 s
 crm has yet to read 1,200 rows of the archive.
 crm has lost 20 rows of the archive, whose files were deleted before it came to them.

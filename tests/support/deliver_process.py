@@ -48,7 +48,7 @@ class Delivering:
         if not path.exists():
             return None
         with contextlib.closing(Ledger(path, read_only=True)) as ledger:
-            return ledger.status()
+            return ledger.status() if ledger.is_made() else None
 
     def state_of(self, name: str) -> str:
         """Return the state of a lane, as it said since the start."""
