@@ -102,7 +102,7 @@ SINK_MISTAKES = {
     "a: {}": "a: use is missing; write a built-in sink's name, or module:Name of your own",
     "a: {use: consol}": "a: use: there is no sink 'consol'; there are: console, files, ",
     "a: {use: console, usee: 1}": "a: 'usee' is not known here; did you mean use?",
-    "a: {use: console, with: {x: 1}}": "a: with: x is not a setting of Console; there are: none",
+    "a: {use: console, with: {x: 1}}": "a: with: x is not a setting of Console; there are: names_route",
     f"a: {{use: '{SINKS}:Kept'}}": "a: with: url is missing, which Kept needs; add it",
     f"a: {{use: '{SINKS}:Kept', with: {{url: 3}}}}": "a: with: url: Expected `str`, got `int`; Kept takes url: str",
     f"a: {{use: '{SINKS}:Kept', with: {{url: http://a}}}}": "a: with: Kept refuses its settings: url has to begin with "

@@ -15,7 +15,7 @@ from deltalake import Schema
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.schemas import avro, dead_letter, dropped, duplicate, event, identity, wire
+from millrace.schemas import avro, dead_letter, dropped, duplicate, event, identity, undelivered, wire
 from millrace.sinks.tables import SPECS
 
 FOLDER = Path(avro.__file__).parent
@@ -25,6 +25,7 @@ CONTRACTS = {
     "duplicate": duplicate.SCHEMA,
     "dropped": dropped.SCHEMA,
     "identity": identity.SCHEMA,
+    "undelivered": undelivered.SCHEMA,
 }
 PARSED: dict[str, Any] = {name: fastavro.parse_schema(avro.load(name)) for name in CONTRACTS}
 

@@ -32,7 +32,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
             yield Stand(f"http://127.0.0.1:{collector.port}", keys, pubsub, subscription)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     try:
         with chromium() as running:
