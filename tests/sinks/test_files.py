@@ -110,7 +110,7 @@ def test_lines_are_the_rows_without_their_nulls_and_json_is_json(tmp_path: Path)
     (path,) = (tmp_path / "crm").iterdir()
     line = json.loads(path.read_text())
     assert line["properties"] == {"total": 3, "none": None}
-    assert (line["occurred_at"], "context_ip" in line) == ("2026-01-05T12:00:00Z", False)
+    assert (line["occurred_at"], "context_ip" in line) == ("2026-01-05T12:00:00.000000Z", False)
 
 
 def test_delivered_means_synced_and_a_reader_of_final_names_sees_whole_files_only(
