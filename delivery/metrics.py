@@ -14,6 +14,8 @@ from millrace.delivery.status import NoLaneError, look, now_us
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "millrace_sink"
+_ALWAYS = ("routed", "delivered", "dead", "skipped", "without order", "unreadable")
+"""Told from the start, as 0: Prometheus sees no increase in what was not there before."""
 
 
 class Lanes(Collector):
@@ -52,7 +54,7 @@ class Lanes(Collector):
             gauges["up"].add_metric([view.name], float(view.is_well(now)))
             if status is None:
                 continue
-            for name, count in status.totals.items():
+            for name, count in (dict.fromkeys(_ALWAYS, 0) | status.totals).items():
                 if name != "parked":  # of which some come back: a gauge
                     events.add_metric([view.name, name.replace(" ", "_")], count)
             values = {
@@ -118,5 +120,7 @@ def _not_well(state: Path, lanes: Sequence[str]) -> str:
     now = now_us()
     states = {name: views[name].state(now) if name in views else "never ran" for name in lanes}
     return "\n".join(
-        f"{name} is {state}" for name, state in states.items() if name not in views or not views[name].is_well(now)
+        name + (" " if state == "never ran" else " is ") + state
+        for name, state in states.items()
+        if name not in views or not views[name].is_well(now)
     )
