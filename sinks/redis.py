@@ -200,7 +200,7 @@ def _down(error: Exception) -> SinkDownError:
         return SinkDownError("Redis is loading its data", after_s=1.0)
     if isinstance(error, errors.ReadOnlyError):
         return SinkDownError("Redis is a replica that takes no writes: name the primary in url")
-    return SinkDownError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
+    return SinkDownError(f"Redis: {type(error).__name__}: {str(error)[:200].rstrip('.')}")
 
 
 def _is_configured_wrong(error: Exception) -> bool:
