@@ -39,7 +39,8 @@ def load_fanout(path: str) -> Fanout:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise FanoutError(path, [Mistake(None, f"cannot be read: {error}")]) from error
+        why = getattr(error, "strerror", None) or error
+        raise FanoutError(path, [Mistake(None, f"cannot be read: {why}")]) from error
     return read_fanout(text, path)
 
 

@@ -113,5 +113,6 @@ def load_job(path: str) -> JobConfig:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(path, [Mistake(None, f"cannot be read: {error}")]) from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(path, [Mistake(None, f"cannot be read: {why}")]) from error
     return read_job(text, path)

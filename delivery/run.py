@@ -111,6 +111,14 @@ def main(arguments: Sequence[str]) -> int:
     if not lanes:
         print(f"millrace deliver: {options.config} has no routes to deliver by; see docs/sinks.md", file=sys.stderr)
         return 2
+    unordered = [lane.name for lane in lanes if not lane.is_ordered]
+    if unordered and not options.topic:
+        print(
+            f"millrace deliver: {unordered[0]} has routes with `order: none`, which take the job's raw topic: give --topic, "
+            f"or leave that sink out (--only)",
+            file=sys.stderr,
+        )
+        return 2
     undelivered = options.undelivered or f"{archive.uri.rstrip('/').rpartition('/')[0]}/undelivered"
     if archive.local is None and archive.uri.count("/") == 2 and not options.undelivered:
         print(f"millrace deliver: nothing can be beside {archive.uri}, a bucket; give --undelivered", file=sys.stderr)
@@ -144,6 +152,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"millrace deliver: --port {options.port} cannot be had: {error.strerror}", file=sys.stderr)
         return 2
+    if not options.quiet and archive.local is not None and not (archive.local / "_delta_log").is_dir():
+        _say(f"No archive is at {archive.uri} yet: the lanes wait for it. If it should be there, correct --archive.")
     try:
         return _run([_Lane(job) for job in jobs], options.drain_s, quiet=options.quiet)
     finally:
@@ -162,7 +172,8 @@ def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
         signal.signal(number, end)
     if not quiet:
         names = ", ".join(lane.name for lane in lanes)
-        _say(f"Delivering: {names}. Ctrl-C ends it; `millrace sinks` shows how it goes.")
+        state = lanes[0].job.state
+        _say(f"Delivering: {names}. Ctrl-C ends it; `millrace sinks --state {state}` shows how it goes.")
     while not over.wait(0.1):
         for lane in lanes:
             lane.look()

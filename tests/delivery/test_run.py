@@ -40,7 +40,7 @@ def write(root: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("config", "arguments", "said"),
     [
-        (None, [], "{root}/millrace.yaml: cannot be read: [Errno 2] No such file or directory: '{root}/millrace.yaml'"),
+        (None, [], "{root}/millrace.yaml: cannot be read: No such file or directory"),
         ("sinks:\n  out: {use: nothing}\n", [], "{root}/millrace.yaml:2: out: use: there is no sink 'nothing'"),
         ("sinks:\n  out: {use: console}\n", [], "millrace deliver: {root}/millrace.yaml has no routes to deliver by"),
         (CONFIG, ["--only", "out", "crm"], "millrace deliver: --only crm: {root}/millrace.yaml has no such sink"),
@@ -142,9 +142,21 @@ def test_a_lane_that_is_killed_starts_again_where_it_was_and_another_deliver_can
         it.wait(lambda: has(tmp_path, 1, 2))
         it.terminate()
         assert it.ends(20) == 0
-        assert it.said().startswith("Delivering: one, two. Ctrl-C ends it; `millrace sinks` shows how it goes.\n")
+        assert it.said().startswith(
+            f"Delivering: one, two. Ctrl-C ends it; `millrace sinks --state {it.state}` shows how it goes.\n"
+        )
         assert sorted(path.suffix for path in it.state.iterdir()) == [".lock", ".lock", ".sqlite", ".sqlite"]
         assert health(port) == (0, "")
+
+
+def test_an_archive_that_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_run", lambda *_, **__: 0)
+    options = ["--config", str(write(tmp_path, CONFIG)), "--state", str(tmp_path / "state")]
+    assert run.main([*options, "--archive", f"{tmp_path}/archiv"]) == 0
+    told = f"No archive is at {tmp_path}/archiv yet: the lanes wait for it. If it should be there, correct --archive.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_only_some_sinks(table: Table, tmp_path: Path) -> None:
