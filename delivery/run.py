@@ -114,8 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     unordered = [lane.name for lane in lanes if not lane.is_ordered]
     if unordered and not options.topic:
         print(
-            f"millrace deliver: {unordered[0]} has routes with `order: none`, which take the job's raw topic: give --topic, "
-            f"or leave that sink out (--only)",
+            f"millrace deliver: {unordered[0]} has routes with `order: none`, which take the job's raw topic: "
+            f"give --topic, or leave that sink out (--only)",
             file=sys.stderr,
         )
         return 2

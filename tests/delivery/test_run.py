@@ -45,6 +45,11 @@ def write(root: Path, text: str) -> Path:
         ("sinks:\n  out: {use: console}\n", [], "millrace deliver: {root}/millrace.yaml has no routes to deliver by"),
         (CONFIG, ["--only", "out", "crm"], "millrace deliver: --only crm: {root}/millrace.yaml has no such sink"),
         (CONFIG, ["--only", "idle"], "millrace deliver: {root}/millrace.yaml has no routes to deliver by"),
+        (
+            CONFIG + "  - {to: out, name: live, order: none}\n",
+            [],
+            "millrace deliver: out.unordered has routes with `order: none`, which take the job's raw topic: ",
+        ),
         (CONFIG, ["--archive", "s3://bucket/x"], "millrace deliver: s3:// is not supported in 's3://bucket/x'"),
         (CONFIG, ["--undelivered", "file:/x"], "millrace deliver: --undelivered: 'file:/x' is not a location"),
         (

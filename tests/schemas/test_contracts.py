@@ -70,7 +70,9 @@ def test_delta_gives_back_the_arrow_schema_it_was_made_of(name: str):
 
 
 def test_the_tables_have_the_contracts_schemas():
-    assert sorted(spec.schema.names for spec in (*SPECS, UNDELIVERED)) == sorted(schema.names for schema in CONTRACTS.values())
+    assert sorted(spec.schema.names for spec in (*SPECS, UNDELIVERED)) == sorted(
+        schema.names for schema in CONTRACTS.values()
+    )
     for spec in (*SPECS, UNDELIVERED):
         named = {*spec.statistics_columns, *spec.sort_columns, *spec.plain_columns}
         assert named | {spec.time_column, spec.partition_column} <= set(spec.schema.names)
