@@ -154,7 +154,7 @@ def _sinks(stack: contextlib.ExitStack, folder: Path, names: Sequence[str]) -> d
 
 def _run(folder: Path, options: argparse.Namespace, names: Sequence[str]) -> tuple[float, float, list[Row]]:
     with contextlib.ExitStack() as stack:
-        stand = stack.enter_context(Stand(folder / "stand", window_s=options.window, compact_every_s=0))
+        stand = stack.enter_context(Stand(folder / "stand", window_s=options.window, job_options=options.job))
         lanes = None
         if names:
             sinks = _sinks(stack, folder, names)
@@ -203,9 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--per_message", type=int, default=20, help="events a message (%(default)s)")
     parser.add_argument("--window", type=float, default=5, help="release window, seconds (%(default)g)")
     parser.add_argument("--only", nargs="+", choices=SINKS, default=SINKS, help="these sinks")
+    parser.add_argument("--job", nargs="+", default=(), metavar="OPTION=VALUE", help="of the job, without its dashes")
     parser.add_argument("--slow", action="store_true", help="the slow webhook instead")
     parser.add_argument("--no_bare", action="store_true", help="without the run of the bare graph")
     options = parser.parse_args(arguments)
+    options.job = [f"--{each}" for each in options.job]
     print(machine())
     with tempfile.TemporaryDirectory(prefix="millrace-fanout-") as name:
         folder = Path(name)
