@@ -170,6 +170,10 @@ class ArchiveFeed:
         """Return how many rows were committed that the lane has not read."""
         return self._ledger.behind()
 
+    def note(self) -> str:
+        """Say where no archive is."""
+        return "" if self._enrolment.is_there else f"waits for an archive at {self._enrolment.uri}"
+
     def _note_routes(self) -> None:
         """Note from which part on which routes were asked, for `millrace verify`."""
         told = msgspec.json.decode(self._ledger.get(ROUTES) or b"[]", type=list[tuple[str, int]])

@@ -274,7 +274,7 @@ class Books:
                 sink=self._settings.sink.name,
                 is_ordered=self._settings.is_ordered,
                 state=name or ("failed" if trouble else "down" if is_down else "running"),
-                detail=state.detail or trouble if name else trouble or state.detail,
+                detail=state.detail or trouble if name else trouble or state.detail or self._feed.note(),
                 down_since_us=state.down_since_us,
                 waiting=waiting,
                 in_flight=state.in_flight,

@@ -41,8 +41,15 @@ class Enrolment:
         self._ledger = ledger
         self._lane = lane
         self._looked_us = 0
+        self.is_there = True
+        """Whether there was an archive at the last look."""
         self._is_well = True
         self._next_look = self._next_identity = self._next_bookmark = 0.0
+
+    @property
+    def uri(self) -> str:
+        """Where the archive is."""
+        return self._location.uri
 
     def open(self, *, from_start: bool) -> None:
         """Begin where an earlier run was, or at the archive's first row, or behind its last.
@@ -72,6 +79,7 @@ class Enrolment:
         seen_before = int(self._ledger.get(SEEN) or b"-1")
         seen = self._log.since(seen_before, self._known, self._looked_us)
         if seen.version != seen_before:
+            self.is_there = True
             with self._ledger.writing():
                 self._ledger.enrol(seen.entries)
                 self._ledger.keep(SEEN, str(seen.version).encode())
@@ -118,7 +126,8 @@ class Enrolment:
         seen = int(self._ledger.get(SEEN) or b"-1")
         known = self._ledger.get(_TABLE)
         found = self._log.identity()
-        uri = self._location.uri
+        self.is_there = found is not None
+        uri = self.uri
         if found is None:
             if seen >= 0:
                 raise StorageError(

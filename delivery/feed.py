@@ -53,5 +53,8 @@ class Feed(Protocol):
     def behind(self) -> int:
         """Return how many events are in the queue that were not read yet, as far as that is known."""
 
+    def note(self) -> str:
+        """Return what people should know of the queue, behind the lane's name; empty: nothing."""
+
     def close(self) -> None:
         """Let go of everything: what is unsettled comes again."""

@@ -177,6 +177,10 @@ class LiveFeed:
         """Return how many messages were pulled and not read; how many wait in the subscription is not known."""
         return self._puller.queued_messages
 
+    def note(self) -> str:
+        """Return nothing: a topic that is not there ends the lane."""
+        return ""
+
     def close(self) -> None:
         """Acknowledge what is settled, and give the rest back to Pub/Sub, for whoever reads next."""
         if self._messages.has_done:

@@ -79,6 +79,8 @@ def _remarks(view: LaneView, now: int) -> Iterator[str]:
     elif status is not None and status.down_since_us is not None:
         since = _span((now - status.down_since_us) / 1_000_000)
         yield f"{name} is down since {since}: {status.detail}. Its events wait."
+    elif status is not None and status.detail and view.state(now) == "running":
+        yield f"{name} {status.detail}."
     if view.fault:
         yield f"{view.fault}."
     if status is not None and status.behind:

@@ -277,8 +277,10 @@ def test_an_archive_that_is_not_there_yet_is_waited_for_and_read_from_its_first_
     feed = Feed(location, tmp_path / "state" / "out.sqlite", lane_settings(), from_start=False)
     assert feed.read() == []
     assert not (tmp_path / "archive").exists()  # no bookmark makes a folder in which no table is
+    assert feed.feed.note() == f"waits for an archive at {tmp_path / 'archive'}"
     archive(tmp_path, 1)
     assert [event.message_id for event in feed.read()] == ids(window(1))
+    assert feed.feed.note() == ""
     feed.close()
 
 

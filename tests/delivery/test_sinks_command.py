@@ -109,6 +109,13 @@ crm   running  0          0         0        0     0        0       0        0.0
     assert run("log") == (0, "Nothing was ordered.\n", "")
 
 
+def test_a_lane_says_what_it_waits_for(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    with ledger_of(tmp_path, "crm", state="running", detail="waits for an archive at /data/archiv"):
+        pass
+    code, out, _ = run()
+    assert (code, out.splitlines()[-1]) == (0, "crm waits for an archive at /data/archiv.")
+
+
 def test_who_is_blocked(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     with ledger_of(tmp_path, "crm", state="running") as ledger:
         ledger.set_trying([trying("m1", "ann", 7_300, 65, waiting=1_200, tries=12), trying("m22", "", 5, -1, tries=1)])

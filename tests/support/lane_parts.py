@@ -54,6 +54,9 @@ class MemoryFeed:
         self._noted: dict[str, Mark] = {}
         self._parked: list[Pending] = []
 
+    def note(self) -> str:
+        return ""
+
     def open(self) -> tuple[list[Pending], list[Pending]]:
         return self.left
 
