@@ -155,9 +155,8 @@ class Lane:
         while self._is_open and len(self._in_flight) < self._concurrency.limit and not self._stopping.is_set():
             if not await self._books.before_take() or self._stopping.is_set():
                 return
-            now_us = (
-                _now_us()
-            )  # nothing is awaited from here to the take: what is settled meanwhile is not written down
+            # Nothing is awaited from here to the take: what is settled meanwhile is not written down.
+            now_us = _now_us()
             if not self._breaker.allows(now_us):
                 return
             events = self._take(now_us)
