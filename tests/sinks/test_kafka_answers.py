@@ -74,8 +74,12 @@ def test_errors_that_pass_cost_no_event_and_no_order(answers: list[int]):
 
 @given(answers=st.lists(st.sampled_from([0, 0, 0, *PASSING, *FOR_GOOD]), max_size=25))
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_errors_for_good_cost_at_most_the_event_and_no_order(answers: list[int]):
-    """A mock refuses by turn, not by content: an event that is tried alone may be the next to be refused."""
+def test_errors_for_good_cost_at_most_the_event(answers: list[int]):
+    """A mock refuses by turn, not by content: an event that is tried alone may be the next to be refused.
+
+    Nor does it look at sequence numbers, by which a broker refuses what comes behind a refused request: what librdkafka
+    has sent on before it heard of that is taken. So the order is tested on a real Kafka (test_kafka.py).
+    """
     events = made_events(users=10, each=20)
     with MockKafka() as mock:
         mock.create_topic("events")
@@ -84,7 +88,8 @@ def test_errors_for_good_cost_at_most_the_event_and_no_order(answers: list[int])
         fed = asyncio.run(feed(sink, events, max_events=30, max_in_flight=3))
         assert len(fed.rejected) <= sum(answer in FOR_GOOD for answer in answers)
         assert fed.downs == []
-        assert first_order(read(mock)) == whole_order([each for each in events if each.id not in fed.rejected])
+        arrived = {user: sorted(numbers) for user, numbers in first_order(read(mock)).items()}
+        assert arrived == whole_order([each for each in events if each.id not in fed.rejected])
 
 
 @pytest.mark.parametrize("answer", FOR_GOOD)
