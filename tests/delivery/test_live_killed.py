@@ -103,6 +103,14 @@ def publish(pubsub: PubSub, topic: str, first: int, count: int) -> set[str]:
     return set(names)
 
 
+def totals_of(path: Path) -> dict[str, int]:
+    ledger = Ledger(path, read_only=True)
+    try:
+        return ledger.totals()
+    finally:
+        ledger.close()
+
+
 def test_each_event_is_delivered_while_lane_broker_and_all_are_killed(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,13 +139,14 @@ def test_each_event_is_delivered_while_lane_broker_and_all_are_killed(tmp_path: 
             names |= publish(pubsub, topic, 4_000, 500)
             lanes.start()
             lanes.wait_for(names)
+            wait_until(lambda: totals_of(lanes.ledger).get("delivered", 0) >= len(names), 60, "it is all written down")
         taken = lanes.taken()
         assert taken.keys() == names
         again = sum(taken.values()) - len(names)
         print(f"{again} of {len(names)} events came more than once")
         assert again <= 2_000  # what was in hand when a process was killed, not all there is
+        totals = totals_of(lanes.ledger)
         ledger = Ledger(lanes.ledger, read_only=True)
-        totals = ledger.totals()
         settled = settled_envelopes(ledger)
         ledger.close()
         assert totals["routed"] == totals["delivered"] >= len(names)
