@@ -3,14 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import yaml
 
 from millrace.config.arguments import read_arguments
 from millrace.config.columns import own_columns
 from millrace.config.routes import read_routes
-from millrace.config.yaml_page import Mistake, MistakesError, Page, shown
+from millrace.config.yaml_page import MistakesError, Page, shown, text_of
 from millrace.delivery.make import NoSinkError, make_sink, sink_class
 from millrace.delivery.retry import RetryPolicy
 from millrace.delivery.settings import Fanout, SinkSettings
@@ -36,12 +35,7 @@ def load_fanout(path: str) -> Fanout:
     """
     if not path:
         return Fanout()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise FanoutError(path, [Mistake(None, f"cannot be read: {why}")]) from error
-    return read_fanout(text, path)
+    return read_fanout(text_of(path, FanoutError), path)
 
 
 def read_fanout(text: str, path: str) -> Fanout:

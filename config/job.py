@@ -5,7 +5,6 @@ A section that is not there leaves its stage out, or at its defaults.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from millrace.config.privacy import Privacy, read_privacy
 from millrace.config.sessions import read_sessions
 from millrace.config.touch import read_touch
 from millrace.config.transforms import read_transforms
-from millrace.config.yaml_page import Mistake, MistakesError, Page
+from millrace.config.yaml_page import Mistake, MistakesError, Page, text_of
 from millrace.schemas.contracts import ADDED, Contracts
 from millrace.schemas.identity import LINKED_AT
 from millrace.transforms.enrich.lineage import Lineage, config_hash
@@ -110,9 +109,4 @@ def load_job(path: str) -> JobConfig:
     """
     if not path:
         return JobConfig()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(path, [Mistake(None, f"cannot be read: {why}")]) from error
-    return read_job(text, path)
+    return read_job(text_of(path, ConfigError), path)

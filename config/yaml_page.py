@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import yaml
@@ -32,6 +33,19 @@ class MistakesError(Exception):
         super().__init__(
             "\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in self.mistakes)
         )
+
+
+def text_of(path: str, mistakes: type[MistakesError]) -> str:
+    """Return a file's text.
+
+    Raises:
+        MistakesError: of the type given: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise mistakes(path, [Mistake(None, f"cannot be read: {why}")]) from error
 
 
 class Page:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from millrace.delivery import clock
 from millrace.delivery.barrier import Barrier
 from millrace.delivery.feed import Feed
 from millrace.delivery.ledger import Ledger
@@ -182,7 +183,7 @@ class Books:
             dead.clear()
         while settled:
             self._feed.settle(*settled.pop(0))
-        self._feed.save(trying, time.time_ns() // 1_000)
+        self._feed.save(trying, clock.now_us())
 
     def _trying(self) -> list[Trying]:
         return [
@@ -280,7 +281,7 @@ class Books:
                 in_flight=state.in_flight,
                 concurrency=state.concurrency,
                 blocked_users=blocked,
-                lag_s=self._feed.lag_us(time.time_ns() // 1_000) / 1_000_000,
+                lag_s=self._feed.lag_us(clock.now_us()) / 1_000_000,
                 behind=self._feed.behind(),
                 totals=self._ledger.totals(),
                 pid=os.getpid(),

@@ -3,6 +3,7 @@
 import logging
 import time
 
+from millrace.delivery import clock
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import Ledger
 from millrace.sinks.bookmarks import write_bookmark
@@ -60,7 +61,7 @@ class Enrolment:
         self._looked_us = int(self._ledger.get(_LOOKED) or 0)
         if self._ledger.get(SEEN) is None:
             found = None if from_start else self._log.identity()
-            self._looked_us = 0 if from_start else _now_us()
+            self._looked_us = 0 if from_start else clock.now_us()
             self._ledger.put(_LOOKED, str(self._looked_us).encode())
             version = str(-1 if found is None else found.version).encode()
             self._ledger.put(BEGAN, version)
@@ -75,7 +76,7 @@ class Enrolment:
         """
         if time.monotonic() < self._next_look:
             return
-        now_us = _now_us()
+        now_us = clock.now_us()
         seen_before = int(self._ledger.get(SEEN) or b"-1")
         seen = self._log.since(seen_before, self._known, self._looked_us)
         if seen.version != seen_before:
@@ -140,7 +141,3 @@ class Enrolment:
                 f"The table at {uri} is not the one that this lane has read up to version {seen}: it was made anew, or "
                 f"set back; begin with another --state, or delete {self._ledger.path}, and with it what it remembers."
             )
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1_000

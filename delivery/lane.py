@@ -7,9 +7,9 @@ says what may go, belongs to the loop.
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 
+from millrace.delivery import clock
 from millrace.delivery.barrier import Barrier
 from millrace.delivery.books import Books, Ledgers, State
 from millrace.delivery.feed import Feed
@@ -50,7 +50,7 @@ class Lane:
         self._max_events = settings.sink.max_events or sink.max_events
         self._concurrency = Concurrency(settings.sink.max_in_flight or sink.max_in_flight)
         self._breaker = Breaker()
-        self._rates = [None if route.rate is None else Rate(route.rate, _now_us()) for route in settings.routes]
+        self._rates = [None if route.rate is None else Rate(route.rate, clock.now_us()) for route in settings.routes]
         self._in_flight: set[asyncio.Task[None]] = set()
         self._is_open = False
         self._wake = asyncio.Event()
@@ -156,7 +156,7 @@ class Lane:
             if not await self._books.before_take() or self._stopping.is_set():
                 return
             # Nothing is awaited from here to the take: what is settled meanwhile is not written down.
-            now_us = _now_us()
+            now_us = clock.now_us()
             if not self._breaker.allows(now_us):
                 return
             events = self._take(now_us)
@@ -173,7 +173,7 @@ class Lane:
         return self._barrier.take(now_us, self._max_events, self._sink.max_bytes, lambda route: room(route) > 0, room)
 
     async def _until_something_happens(self) -> None:
-        now_us = _now_us()
+        now_us = clock.now_us()
         due = [self._barrier.next_us(), self._breaker.next_us()]
         due += [rate.next_us(now_us) for rate in self._rates if rate is not None]
         waits_us = [at - now_us for at in due if at is not None and at > now_us]
@@ -181,7 +181,7 @@ class Lane:
             await asyncio.wait_for(self._wake.wait(), min([1_000_000, *waits_us]) / 1_000_000)
 
     async def _open_sink(self) -> bool:
-        began_us = _now_us()
+        began_us = clock.now_us()
         if not self._breaker.allows(began_us):
             return False
         try:
@@ -203,7 +203,7 @@ class Lane:
 
     def _down(self, error: SinkDownError, began_us: int) -> None:
         was_up = self._breaker.since_us is None
-        self._breaker.down(error, began_us, _now_us())
+        self._breaker.down(error, began_us, clock.now_us())
         if was_up and self._breaker.since_us is not None:
             _LOG.warning("%s is down: %s. Its events wait.", self._name, error.detail)
         self._is_open = False
@@ -249,7 +249,7 @@ class Lane:
         self._barrier.put_back(events)
 
     def _settle(self, events: list[Pending], outcomes: Sequence[Outcome], began_us: int) -> None:
-        now_us = _now_us()
+        now_us = clock.now_us()
         if any(isinstance(each, Retry) and each.fault in _CONGESTED for each in outcomes):
             self._concurrency.congested(began_us, now_us)
         else:
@@ -285,7 +285,3 @@ class Lane:
 def _why(error: BaseException) -> str:
     known = isinstance(error, CannotOpenSinkError | StorageError)
     return str(error) if known else f"{type(error).__name__} in the lane's code; its log has more"
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1_000

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import sqlite3
 import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from millrace.delivery import clock
 from millrace.delivery.records import ROW_BITS, Entry, Mark, Order, Parked, Status, Trying
 
 __all__ = ["ROW_BITS", "Entry", "Ledger", "Mark", "Order", "Parked", "Status", "Trying"]
@@ -256,7 +256,7 @@ class Ledger:
         """Leave an order for the lane, which carries it out within a second, or when it starts; return its id."""
         row = self._db.execute(
             "INSERT INTO orders (told_us, told_by, verb, subject, reason) VALUES (?, ?, ?, ?, ?) RETURNING id",
-            (time.time_ns() // 1_000, told_by, verb, subject, reason),
+            (clock.now_us(), told_by, verb, subject, reason),
         ).fetchone()
         return int(row[0])
 
@@ -267,9 +267,7 @@ class Ledger:
 
     def done(self, order: int, result: str) -> None:
         """Note that an order was carried out, and what came of it."""
-        self._db.execute(
-            "UPDATE orders SET done_us = ?, result = ? WHERE id = ?", (time.time_ns() // 1_000, result, order)
-        )
+        self._db.execute("UPDATE orders SET done_us = ?, result = ? WHERE id = ?", (clock.now_us(), result, order))
 
     # What a sink, and the lane itself, want to know after a restart
 
@@ -298,7 +296,7 @@ class Ledger:
         """Write what the lane says of itself."""
         self._db.execute(
             "INSERT OR REPLACE INTO now VALUES (1, ?, ?)",
-            (time.time_ns() // 1_000, msgspec.json.encode(status).decode()),
+            (clock.now_us(), msgspec.json.encode(status).decode()),
         )
 
     def status(self) -> tuple[int, Status] | None:

@@ -17,6 +17,7 @@ from google.auth.exceptions import GoogleAuthError
 
 from millrace.config.job import ConfigError, JobConfig, load_job
 from millrace.config.secrets import SecretError
+from millrace.delivery import clock
 from millrace.delivery.asked_routes import note_routes
 from millrace.delivery.clean import Cleaned, Cleaner
 from millrace.delivery.feed import CannotReadError
@@ -92,8 +93,8 @@ class LiveFeed:
         self._cleaner = Cleaner(job, horizon_s=memory.copies_s, max_ids=memory.copies_ids)
         receipts = Receipts()
         self._puller = Puller(subscription, topic, receipts, bounds)
-        self._messages = Messages(ledger, receipts, memory.record_s, time.time_ns() // 1_000)
-        self._positions = itertools.count(time.time_ns() // 1_000)  # later runs begin higher: no two events share one
+        self._messages = Messages(ledger, receipts, memory.record_s, clock.now_us())
+        self._positions = itertools.count(clock.now_us())  # later runs begin higher: no two events share one
         self._parts: dict[int, Part] = {}  # those of which something was settled since they were looked at
         self._bytes = 0
         self._put_aside = PutAside(ledger, settings.routes)
@@ -109,7 +110,7 @@ class LiveFeed:
         Raises:
             CannotReadError: there is none, or it may not be read; one sentence that says what to do.
         """
-        self._opened_s, self._opened_us = time.monotonic(), time.time_ns() // 1_000
+        self._opened_s, self._opened_us = time.monotonic(), clock.now_us()
         self._tried = {each.message_id: each for each in self._ledger.trying()}
         self._put_aside.recall()
         self._messages.recall(self._opened_us)
@@ -128,7 +129,7 @@ class LiveFeed:
             time.sleep(_WAIT_S)
             return []
         if self._messages.has_done and time.monotonic() - self._flushed_s >= _FLUSH_S:
-            self._flush(time.time_ns() // 1_000)
+            self._flush(clock.now_us())
         envelopes = self._new_envelopes(self._puller.take(_WAIT_S))
         return self._events(envelopes) if envelopes else []
 
@@ -137,7 +138,7 @@ class LiveFeed:
         if not self._puller.is_pulling():
             return False
         if not self._is_noted:
-            note_routes(self._ledger, self._settings, time.time_ns() // 1_000)
+            note_routes(self._ledger, self._settings, clock.now_us())
             self._is_noted = True
         return True
 
@@ -184,12 +185,12 @@ class LiveFeed:
     def close(self) -> None:
         """Acknowledge what is settled, and give the rest back to Pub/Sub, for whoever reads next."""
         if self._messages.has_done:
-            self._flush(time.time_ns() // 1_000)
+            self._flush(clock.now_us())
         self._puller.close()
 
     def _new_envelopes(self, taken: list[tuple[Any, int]]) -> list[Envelope]:
         """Return those that are not in hand already and were not settled lately."""
-        now_us = time.time_ns() // 1_000
+        now_us = clock.now_us()
         facts = [(each.message.message_id, micros(each.message.publish_time), receipt) for each, receipt in taken]
         is_new = self._messages.enter(facts)
         return [

@@ -10,7 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from millrace.delivery.status import NoLaneError, look, now_us
+from millrace.delivery.clock import now_us
+from millrace.delivery.status import NoLaneError, look
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "millrace_sink"

@@ -13,9 +13,8 @@ import pyarrow as pa
 from millrace.delivery.feed import Row
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.pending import Pending
-from millrace.delivery.records import ROW_BITS, Mark
+from millrace.delivery.records import ROW_BITS, ROW_MASK, Mark
 
-_ROW_MASK = (1 << ROW_BITS) - 1
 _SHED = 4
 """Columns are cut down to the rows that wait when those are a quarter of them: all of it copies a third of the rows."""
 _MARKS = 64
@@ -56,7 +55,7 @@ class Parts:
         seq = position >> ROW_BITS
         if seq not in self._marks:
             self._marks[seq] = self._ledger.marks(seq)
-        self._marks[seq][position & _ROW_MASK] = mark
+        self._marks[seq][position & ROW_MASK] = mark
         self._changed.add(seq)
 
     def write(self) -> None:
@@ -79,7 +78,7 @@ class Parts:
 
     def _shed(self, seq: int) -> list[Pending]:
         marks = self._marks[seq]
-        waiting = [event for event in self._held[seq] if marks[event.position & _ROW_MASK] == Mark.WAITING]
+        waiting = [event for event in self._held[seq] if marks[event.position & ROW_MASK] == Mark.WAITING]
         by_batch: dict[int, list[Pending]] = {}
         for event in waiting:
             by_batch.setdefault(id(event.payload.rows), []).append(event)

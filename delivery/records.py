@@ -8,6 +8,8 @@ import msgspec
 ROW_BITS = 24
 """A position is an entry's number shifted by this, with the row below: 16.7 million rows an entry."""
 
+ROW_MASK = (1 << ROW_BITS) - 1
+
 
 class Mark(enum.IntEnum):
     """What became of a row on this lane: one byte of `entries.outcomes`."""

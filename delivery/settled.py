@@ -29,7 +29,6 @@ CREATE INDEX IF NOT EXISTS settled_envelopes_by_time ON settled_envelopes (settl
 """
 _SINCE, _UNTIL = "live: since", "live: until"
 _NUMBER_DIGITS = 18
-_OTHER = np.uint64(1) << np.uint64(63)
 _ENDLESS_US = 1 << 62
 
 

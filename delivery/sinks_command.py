@@ -24,8 +24,9 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.delivery.clock import now_us
 from millrace.delivery.ledger import Ledger
-from millrace.delivery.status import LaneView, NoLaneError, ledger_paths, look, now_us
+from millrace.delivery.status import LaneView, NoLaneError, ledger_paths, look
 
 _ORDERS = ("retry", "skip", "park")
 _WAIT_S = 5.0

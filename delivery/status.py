@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,8 +127,3 @@ def _view(name: str, ledger: Ledger) -> LaneView:
         parked=ledger.parked(),
         orders=ledger.orders(),
     )
-
-
-def now_us() -> int:
-    """Return the time, microseconds since the epoch."""
-    return time.time_ns() // 1_000

@@ -64,11 +64,6 @@ class Acceptances:
         )
         connection.execute(_SPOOLED)
 
-    @property
-    def first_hour(self) -> str:
-        """The hour of the first note, as in the files' names."""
-        return _hour_of(self._files[0])
-
     def load(self, until_hour: str | None) -> None:
         """Add to `pending` what was noted up to an hour and in it (such as 2026-03-01T12); None: all."""
         files = []

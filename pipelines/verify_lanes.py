@@ -23,6 +23,7 @@ from millrace.delivery.archive_feed import ROUTES
 from millrace.delivery.enrol import SEEN
 from millrace.delivery.follow import Log
 from millrace.delivery.ledger import ROW_BITS, Entry, Ledger, Mark
+from millrace.delivery.records import ROW_MASK
 from millrace.delivery.settings import LaneSettings
 from millrace.pipelines.verify_enrolled import enrolment
 from millrace.pipelines.verify_findings import Finding, Findings, Kind
@@ -34,7 +35,6 @@ from millrace.transforms.route import columns_for, route_rows
 
 Marks = npt.NDArray[np.uint8]
 
-_ROW_MASK = (1 << ROW_BITS) - 1
 _NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
 
 
@@ -235,7 +235,7 @@ class _Lane:
                 )
         wanted = {*recorded, *(each.position for each in self._ledger.trying())}
         of_entry = [position for position in wanted if position >> ROW_BITS == entry.seq]
-        by_position |= {position: int(marks[position & _ROW_MASK]) for position in of_entry}
+        by_position |= {position: int(marks[position & ROW_MASK]) for position in of_entry}
 
     def _ids(self, entry: Entry) -> dict[int, str]:
         try:
