@@ -61,19 +61,21 @@ def build(
         run_id=tables.run_id,
         shards=options.dedup_shards,
     )
-    ordered = unique.batches | "OrderPerUser" >> OrderPerUser(
+    order = OrderPerUser(
         wait_s=options.order_wait_s,
         window_s=options.order_window_s,
         shards=options.shards,
+        turns=options.order_turns if tables.alone else 1,  # elsewhere workers share a window's work
         links=config.identity,
         alone=tables.alone,
     )
+    ordered = unique.batches | "OrderPerUser" >> order
     known = functools.partial(is_archived, tables) if tables.alone else None
     enriched = ordered.batches | "EnrichEvents" >> RunSteps(
-        config.steps, "enrich", window_s=options.order_window_s, alone=tables.alone, is_archived=known
+        config.steps, "enrich", window_s=order.turn_s, alone=tables.alone, is_archived=known
     )
     transformed = enriched.batches | "TransformEvents" >> RunSteps(
-        config.transforms, "transform", window_s=options.order_window_s, alone=tables.alone, is_archived=known
+        config.transforms, "transform", window_s=order.turn_s, alone=tables.alone, is_archived=known
     )
     (transformed.batches, ordered.repeats) | "WriteArchive" >> WriteArchive(tables)
     (unique.duplicates,) | "WriteDuplicates" >> WriteRecords(tables, "duplicates", window_s=options.order_window_s)

@@ -73,8 +73,17 @@ class EventOptions(PipelineOptions):
             type=float,
             default=5.0,
             metavar="S",
-            help="Events that leave within so many seconds are archived in one commit. More: fewer, larger files; "
+            help="Events of a user that leave within so many seconds are archived together. More: fewer, larger files; "
             "later. At least 1. Default: %(default)g seconds.",
+        )
+        add(
+            "--order_turns",
+            type=int,
+            default=4,
+            metavar="N",
+            help="On one node: in how many turns the shards leave within a window, each turn a commit. More: smoother "
+            "work, and so less delay at the sinks; fewer: fewer, larger files where traffic is low. The window must "
+            "be so many times some whole milliseconds. Default: %(default)d.",
         )
         add(
             "--shards",
@@ -206,6 +215,7 @@ class EventOptions(PipelineOptions):
 PROBLEMS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("order_wait_s", lambda value: value >= 0, "must not be negative"),
     ("order_window_s", lambda value: value >= 1, "must be at least 1"),
+    ("order_turns", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
     ("shards", lambda value: value >= 1, "must be at least 1"),
     ("dedup_horizon_s", lambda value: value >= 0, "must not be negative"),
     ("dedup_max_ids", lambda value: value >= 1, "must be at least 1"),
@@ -233,6 +243,11 @@ def problem_with(options: EventOptions) -> str | None:
             return f"--{name} must be a finite number, got {value:g}."
         if not is_good(value):
             return f"--{name} {demand}, got {value:g}."
+    if round(options.order_window_s * 1_000_000) % (options.order_turns * 1_000):
+        return (
+            f"--order_window_s={options.order_window_s:g} is not {options.order_turns} turns of whole milliseconds: "
+            "choose another window, or other --order_turns."
+        )
     return None
 
 

@@ -3,11 +3,14 @@
 The rule is the release time. An event that occurred at t is held until t + wait, so that whatever occurred before it
 and arrives within the wait has its place; what comes later leaves at once, flagged late. Released times are never
 before an element's own timestamp, so nothing is late for Beam, and no state or timer is needed.
+
+Shards take turns: the windows of each are as long as all others' and end at another moment. So what a window brings
+comes in several smaller portions instead of one that keeps every stage and sink busy (docs/decisions/0013).
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -37,11 +40,12 @@ class Piece(NamedTuple):
 
     shard: int
     window_us: int
+    """Where the window begins, µs."""
     batch: pa.RecordBatch
 
 
 def release(
-    batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int, keys: pa.Array | None = None
+    batch: pa.RecordBatch, *, wait_us: int, window_us: int, shards: int, turns: int = 1, keys: pa.Array | None = None
 ) -> list[Piece]:
     """Give each event its release time, and split the batch by shard and release window.
 
@@ -50,6 +54,7 @@ def release(
         wait_us: how long an event waits for earlier ones, µs.
         window_us: length of the windows that leave together, µs.
         shards: users are spread over so many by a hash that is the same in every process.
+        turns: so many of them end their windows one after the other; a divisor of window_us.
         keys: spread by these instead of user_key.
 
     Returns:
@@ -66,14 +71,27 @@ def release(
         .append_column("is_late", pa.array(late_us > 0))
         .append_column("late_by_ms", pa.array(-(-late_us // 1_000)))
     )
-    groups = (released // window_us) * shards + shard_of(batch.column("user_key") if keys is None else keys, shards)
+    shard = shard_of(batch.column("user_key") if keys is None else keys, shards)
+    groups = window_start(released, shard, window_us, turns) * shards + shard
     by_group = np.argsort(groups, kind="stable")
     batch, groups = batch.take(pa.array(by_group)), groups[by_group]
     starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
     return [
-        Piece(int(group % shards), int(group // shards) * window_us, batch.slice(start, end - start))
+        Piece(int(group % shards), int(group // shards), batch.slice(start, end - start))
         for start, end, group in zip(starts, [*starts[1:], len(groups)], groups[starts], strict=True)
     ]
+
+
+_Whole = TypeVar("_Whole", int, npt.NDArray[np.int64])
+
+
+def window_start(released_us: _Whole, shard: _Whole, window_us: int, turns: int) -> _Whole:
+    """Return where the window of a shard begins in which an event leaves, µs.
+
+    It never falls from an event of a user to one released later, so that windows keep their order.
+    """
+    first_us = shard % turns * (window_us // turns)
+    return (released_us - first_us) // window_us * window_us + first_us
 
 
 def order(pieces: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -116,17 +134,20 @@ class OrderPerUser(beam.PTransform):
     Out:     (shard, batch): a batch of one shard and window, in order, with released_at, is_late, late_by_ms,
              order_index, date; repeats: the receipts of messages that were delivered twice; with links: identities,
              schemas.identity.BATCH, user_key that of the person, and linked_at
-    Window:  FixedWindows(window_s) on the release time.  Order: per user, inside a batch and across windows, of all
-             that arrive within wait_s of their occurred_at; later ones are flagged is_late, never dropped.
-    State:   the links, see ResolveUsers; the runner holds an event for wait_s + window_s.
+    Window:  FixedWindows(turn_s), the last turn of an event's window of window_s on the release time.  Order: per user,
+             inside a batch and across windows, of all that arrive within wait_s of their occurred_at; later ones are
+             flagged is_late, never dropped.
+    State:   the links, see ResolveUsers; the runner holds an event for wait_s + window_s at most.
     Repeats: same events, same rows.
-    Errors:  ValueError when built with a wait below 0, a window or shards below 1
+    Errors:  ValueError when built with a wait below 0, a window, shards or turns below 1, or a window that is not so
+             many whole milliseconds for each turn
     Source:  docs/guarantees.md
     """
 
     wait_s: float = 10.0
     window_s: float = 5.0
     shards: int = 8
+    turns: int = 4
     links: LinkRule | None = None
     """Which events link two ids to one person; None: a user is their user_id, else their anonymous_id."""
     alone: bool = True
@@ -137,30 +158,67 @@ class OrderPerUser(beam.PTransform):
             raise ValueError(
                 f"need wait_s >= 0, window_s >= 1, shards >= 1; got {self.wait_s}, {self.window_s}, {self.shards}"
             )
+        if self.turns < 1 or round(self.window_s * 1_000_000) % (self.turns * 1_000):
+            raise ValueError(
+                f"need turns >= 1 of whole milliseconds; {self.turns} do not divide a window of {self.window_s} s so"
+            )
+
+    @property
+    def turn_s(self) -> float:
+        """How long a turn is: the length of the windows in which batches leave."""
+        return self.window_s / self.turns
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> "Ordered":
-        enter = self.links if self.alone else None
+        turns = _Turns(round(self.window_s * 1_000_000), self.turns)
+        # With links, whose an event is hangs on those before it, and its turn on whose it is.
+        first = turns if self.links is None else turns.one()
+        release = _ReleaseFn(self.wait_s, first, self.shards, self.links if self.alone else None)
         pieces = (
             batches
-            | "Release" >> beam.ParDo(_ReleaseFn(self.wait_s, self.window_s, self.shards, enter)).with_output_types(
-                tuple[int, pa.RecordBatch])
-            | "Window" >> beam.WindowInto(FixedWindows(self.window_s))
-        )  # fmt: skip
-        if self.links is None:
-            groups, identities = pieces | "GroupByShard" >> beam.GroupByKey(), None
-        else:
-            users = ResolveUsers(self.links, self.shards, self.window_s, self.alone)
-            groups, identities = pieces | "ResolveUsers" >> users
+            | "Release" >> beam.ParDo(release).with_output_types(tuple[int, pa.RecordBatch])
+            | "Window" >> beam.WindowInto(FixedWindows(self.turn_s))
+        )
+        identities = None
+        if self.links is not None:
+            users = ResolveUsers(self.links, self.shards, self.turn_s, self.alone)
+            resolved, identities = pieces | "ResolveUsers" >> users
+            pieces = (
+                resolved
+                | "TakeTurns" >> beam.Map(turns.leave).with_output_types(tuple[int, pa.RecordBatch])
+                | "WindowOfTurn" >> beam.WindowInto(FixedWindows(self.turn_s))
+            )
+        groups = pieces | "GroupByShard" >> beam.GroupByKey()
         doors = groups | "Order" >> beam.ParDo(_OrderFn()).with_output_types(
             tuple[int, pa.RecordBatch], repeats=pa.RecordBatch
         ).with_outputs("repeats", main="batches")
         return Ordered(doors.batches, doors.repeats, identities)
 
 
+class _Turns(NamedTuple):
+    """When the windows of shards end; see `release`."""
+
+    window_us: int
+    turns: int
+
+    def one(self) -> "_Turns":
+        """Return windows of a turn's length, which are the same for all shards."""
+        return _Turns(self.window_us // self.turns, 1)
+
+    def stamp(self, shard: int, piece: pa.RecordBatch, window_us: int) -> TimestampedValue:
+        """Let a piece leave at the end of the window that begins at window_us."""
+        return TimestampedValue((shard, piece), Timestamp(micros=window_us + self.window_us - 1))
+
+    def leave(self, keyed: tuple[int, pa.RecordBatch]) -> TimestampedValue:
+        """Let a piece, all of it released in one turn, leave at the end of its shard's window."""
+        shard, piece = keyed
+        released_us = pc.min(piece.column("released_at")).value
+        return self.stamp(shard, piece, window_start(released_us, shard, self.window_us, self.turns))
+
+
 class _ReleaseFn(beam.DoFn):
-    def __init__(self, wait_s: float, window_s: float, shards: int, links: LinkRule | None) -> None:
+    def __init__(self, wait_s: float, turns: _Turns, shards: int, links: LinkRule | None) -> None:
         self._wait_us = round(wait_s * 1_000_000)
-        self._window_us = round(window_s * 1_000_000)
+        self._turns = turns
         self._shards = shards
         self._links = links
 
@@ -168,12 +226,11 @@ class _ReleaseFn(beam.DoFn):
         store = None if self._links is None else links_here(self._links)
         now_us = 0 if store is None else pc.max(batch.column("arrived_at")).value
         keys = None if store is None else known_keys(batch.column("user_key"), store, now_us)
-        sizes = {"wait_us": self._wait_us, "window_us": self._window_us, "shards": self._shards}
+        sizes = {"wait_us": self._wait_us, **self._turns._asdict(), "shards": self._shards}
         for piece in release(batch, **sizes, keys=keys):
             if store is not None:
                 store.enter(piece.batch)  # before it can leave: see LinkStore
-            earliest_us = pc.min(piece.batch.column("released_at")).value
-            yield TimestampedValue((piece.shard, piece.batch), Timestamp(micros=earliest_us))
+            yield self._turns.stamp(piece.shard, piece.batch, piece.window_us)
 
 
 class _OrderFn(beam.DoFn):

@@ -115,17 +115,17 @@ def known_keys(user_keys: pa.Array, store: LinkStore, now_us: int) -> pa.Array:
 class ResolvedUsers(NamedTuple):
     """The doors of ResolveUsers."""
 
-    groups: beam.PCollection[tuple[int, Iterable[pa.RecordBatch]]]
+    pieces: beam.PCollection[tuple[int, pa.RecordBatch]]
     identities: beam.PCollection[pa.RecordBatch]
 
 
 @dataclasses.dataclass(eq=False)
 class ResolveUsers(beam.PTransform):
-    """Give released events the keys of their persons, and group them by these keys' shards.
+    """Give released events the keys of their persons.
 
     In:      (shard, piece) of `release`, in the windows of their release
-    Out:     groups, (shard, pieces), by the shards of the new keys, one for each shard and window, with linked_at;
-             identities, schemas.identity.BATCH: what the links of each window changed
+    Out:     pieces, (shard, piece), by the shards of the new keys, with linked_at; identities, schemas.identity.BATCH:
+             what the links of each window changed
     Window:  FixedWindows(window_s), kept.  Order: none.  Repeats: same events, same keys.
     State:   one node: `links_here`, which the stage before fills; else one value with all links that are in force
     Source:  docs/guarantees.md, docs/decisions/0009
@@ -151,7 +151,7 @@ class ResolveUsers(beam.PTransform):
                 | "Resolve" >> beam.ParDo(_ResolveFn(self.rule, self.shards, self.window_s)).with_output_types(
                     piece, identities=pa.RecordBatch).with_outputs("identities", main="resolved")
             )  # fmt: skip
-            return ResolvedUsers(doors.resolved | "GroupByShard" >> beam.GroupByKey(), doors.identities)
+            return ResolvedUsers(doors.resolved, doors.identities)
         linked = (
             pieces
             | "FindLinks" >> beam.ParDo(_FindFn(self.rule)).with_output_types(tuple[int, bytes])
@@ -166,7 +166,6 @@ class ResolveUsers(beam.PTransform):
             | "Join" >> beam.Flatten()
             | "GroupByOwnShard" >> beam.GroupByKey()
             | "Resolve" >> beam.ParDo(_ResolveKnownFn(self.rule, self.shards)).with_output_types(piece)
-            | "GroupByShard" >> beam.GroupByKey()
         )
         return ResolvedUsers(resolved, linked.identities)
 

@@ -246,20 +246,20 @@ def labels(pipeline: beam.Pipeline, parent: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "inside"),
+    ("kind", "config", "more"),
     [
-        (Kind.ONE_NODE, JobConfig(), ["Release", "Window", "GroupByShard", "Order"]),
-        (Kind.ONE_NODE, CONFIG, ["Release", "Window", "ResolveUsers", "Order"]),
-        (Kind.PORTABLE, CONFIG, ["Release", "Window", "ResolveUsers", "Order"]),
+        (Kind.ONE_NODE, JobConfig(), []),
+        (Kind.ONE_NODE, CONFIG, ["ResolveUsers", "TakeTurns", "WindowOfTurn"]),
+        (Kind.PORTABLE, CONFIG, ["ResolveUsers", "TakeTurns", "WindowOfTurn"]),
     ],
 )
-def test_only_with_the_section_there_is_more_to_do(tmp_path: Path, kind: Kind, config: JobConfig, inside: list[str]):
+def test_only_with_the_section_there_is_more_to_do(tmp_path: Path, kind: Kind, config: JobConfig, more: list[str]):
     given = [f"--subscription={SUBSCRIPTION}"]
     pipeline = beam.Pipeline(options=PipelineOptions(given, streaming=True))
     options = EventOptions(given)
     tables = Tables.at(tmp_path, alone=kind is Kind.ONE_NODE, added=config.added)
     events.build(pipeline | "ReadEnvelopes" >> events.read(options, kind), options, config, tables)
-    assert labels(pipeline, "OrderPerUser") == inside
+    assert labels(pipeline, "OrderPerUser") == ["Release", "Window", *more, "GroupByShard", "Order"]
     assert why_not_prism(pipeline) == []
 
 

@@ -138,6 +138,11 @@ def test_an_archive_that_cannot_be_written_is_refused(
         ("--order_wait_s=inf", "--order_wait_s must be a finite number, got inf."),
         ("--order_wait_s=nan", "--order_wait_s must be a finite number, got nan."),
         ("--order_window_s=0.5", "--order_window_s must be at least 1, got 0.5."),
+        ("--order_turns=0", "--order_turns must be from 1 to 100, got 0."),
+        (
+            "--order_turns=3",
+            "--order_window_s=5 is not 3 turns of whole milliseconds: choose another window, or other --order_turns.",
+        ),
         ("--shards=0", "--shards must be at least 1, got 0."),
         ("--dedup_horizon_s=-0.1", "--dedup_horizon_s must not be negative, got -0.1."),
         ("--dedup_max_ids=0", "--dedup_max_ids must be at least 1, got 0."),

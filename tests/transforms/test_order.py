@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.transforms.batches import concat
-from millrace.transforms.order import OrderPerUser, order, release
+from millrace.transforms.order import OrderPerUser, Piece, order, release, window_start
 from tests.support.batches import NOON_US, batch, event
 
 WAIT_US, WINDOW_US = 10_000_000, 5_000_000
@@ -22,6 +22,10 @@ WAIT_US, WINDOW_US = 10_000_000, 5_000_000
 def released(rows: list[dict[str, Any]], shards: int = 1) -> list[tuple[int, int, list[str]]]:
     pieces = release(batch(rows), wait_us=WAIT_US, window_us=WINDOW_US, shards=shards)
     return [(p.shard, (p.window_us - NOON_US) // 1_000_000, p.batch.column("message_id").to_pylist()) for p in pieces]
+
+
+def pieces_of(rows: list[dict[str, Any]], shards: int, turns: int) -> list[Piece]:
+    return release(batch(rows), wait_us=WAIT_US, window_us=WINDOW_US, shards=shards, turns=turns)
 
 
 def archived(batches: list[pa.RecordBatch], shards: int = 4) -> list[tuple[Any, ...]]:
@@ -54,6 +58,32 @@ def test_a_piece_never_spans_two_windows_or_two_shards():
     assert len({(shard, window) for shard, window, _ in found}) == len(found)
     shard_of = {id_.partition("-")[2]: shard for shard, _, ids in found for id_ in ids}
     assert all(shard_of[id_.partition("-")[2]] == shard for shard, _, ids in found for id_ in ids)
+
+
+def test_shards_take_turns_each_with_windows_of_the_same_length():
+    rows = [event(f"m{second}-{user}", second, user=f"u{user}") for second in range(20) for user in range(8)]
+    found = pieces_of(rows, shards=6, turns=4)
+    assert sorted(id_ for piece in found for id_ in piece.batch.column("message_id").to_pylist()) == sorted(
+        row["message_id"] for row in rows
+    )
+    starts = {piece.shard: piece.window_us % WINDOW_US / 1e6 for piece in found}
+    assert starts == {shard: shard % 4 * 1.25 for shard in starts}
+    assert set(starts.values()) == {0, 1.25, 2.5, 3.75}
+
+
+@given(
+    times=st.lists(st.integers(NOON_US, NOON_US + 30_000_000), min_size=1).map(sorted),
+    shard=st.integers(0, 9),
+    turns=st.sampled_from([1, 2, 4, 5, 8]),
+)
+def test_an_event_leaves_within_a_window_of_its_release_and_never_before_an_earlier_one(times, shard, turns):
+    starts = [window_start(time, shard, WINDOW_US, turns) for time in times]
+    assert all(start <= time < start + WINDOW_US for start, time in zip(starts, times, strict=True))
+    assert starts == sorted(starts)
+    turn_us = WINDOW_US // turns
+    assert all(start % turn_us == 0 for start in starts)
+    # with links, whose an event is is known at the end of its turn: all of a turn have one window
+    assert starts == [window_start(time // turn_us * turn_us, shard, WINDOW_US, turns) for time in times]
 
 
 def test_a_user_has_the_same_shard_in_every_process():
@@ -145,6 +175,12 @@ def test_columns_that_stages_add_travel_along():
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ValueError, match="need wait_s >= 0, window_s >= 1, shards >= 1"):
         OrderPerUser(**wrong)
+
+
+@pytest.mark.parametrize(("window_s", "turns"), [(5, 0), (5, 3), (1.001, 4)])
+def test_turns_that_are_not_whole_milliseconds_are_refused(window_s: float, turns: int):
+    with pytest.raises(ValueError, match=f"{turns} do not divide a window of {window_s} s"):
+        OrderPerUser(window_s=window_s, turns=turns)
 
 
 def test_in_a_pipeline_every_event_leaves_by_one_door():
