@@ -5,9 +5,17 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from millrace.local.doctor import find_google_emulator
 from tests.support.pubsub import Server, broker_process, google_emulator
+
+# How long an example takes is up to what else the machine does: no test fails by it, and those that measure say so. A
+# run of the whole suite draws the same examples as the one before; `--hypothesis-profile=search` looks for new ones.
+_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", _ANY_SPEED, derandomize=True)
+settings.register_profile("search", _ANY_SPEED, derandomize=False, max_examples=1_000, print_blob=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

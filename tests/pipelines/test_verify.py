@@ -317,7 +317,9 @@ _messages = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(messages=_messages, slice_rows=st.sampled_from([1, 4, 1_000]))
 def test_however_it_is_cut_into_slices_each_event_is_counted_once(
     tmp_path_factory: pytest.TempPathFactory, messages: list[tuple[int, str, bool, list[str]]], slice_rows: int

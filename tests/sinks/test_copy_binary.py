@@ -48,7 +48,9 @@ def _comparable(value: Any) -> Any:
     return value.normalize() if isinstance(value, decimal.Decimal) else value
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=_rows, skipped=st.integers(0, 2))
 def test_a_table_holds_what_the_columns_held(postgres_server: PostgresServer, rows: list[Any], skipped: int):
     skipped = min(skipped, len(rows) - 1)

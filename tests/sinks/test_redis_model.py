@@ -132,7 +132,9 @@ async def _tell(sink: Redis, story: Story, again: Sequence[int]) -> None:
         await sink.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(story=_stories(), again=st.lists(st.integers(0, 10), max_size=4))
 def test_profiles_are_those_of_the_reference(redis_server: RedisServer, story: Story, again: list[int]):
     sink = Redis(redis_server.url, prefix=f"model{next(_prefixes)}:", counters=COUNTED)
