@@ -76,7 +76,7 @@ class Checkout:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         with self.start(*arguments) as process:
-            output = process.communicate(timeout=60)[0]
+            output = process.communicate(timeout=150)[0]
         return process.returncode, output
 
     def calls(self) -> list[str]:
@@ -96,7 +96,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+def until(condition: Callable[[], bool], limit_s: float = 90.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -205,8 +205,8 @@ def test_of_two_at_once_one_sets_up_and_the_other_waits_for_it(checkout: Checkou
             assert two.stdout
             assert two.stdout.readline() == "run_local: another run is setting up: waiting for it\n"
             checkout.switch("pip_waits", on=False)
-            one.communicate(timeout=60)
-            two.communicate(timeout=60)
+            one.communicate(timeout=150)
+            two.communicate(timeout=150)
     assert (one.returncode, two.returncode) == (0, 0)
     assert checkout.calls() == ["venv", "pip check out[local]", JOB, JOB]
 

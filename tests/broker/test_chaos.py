@@ -100,7 +100,7 @@ def test_delays_delay(broker: Broker, own: PubSub, switch: str) -> None:
     setattr(broker.chaos, switch, 300)
     started = time.monotonic()
     own.publish(topic, b"x") if switch == "delay_publish_ms" else own.pull(subscription, at_once=True)
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 30
 
 
 def test_a_stall_holds_every_call_until_it_ends(broker: Broker, own: PubSub) -> None:
@@ -116,7 +116,7 @@ def test_a_stall_holds_every_call_until_it_ends(broker: Broker, own: PubSub) -> 
         with pytest.raises(TimeoutError):
             publishing.result(timeout=0.2)
         broker.chaos.stall = False
-        assert len(publishing.result(timeout=10)) == 1
+        assert len(publishing.result(timeout=60)) == 1
     assert bodies(own.pull_until(subscription, 2)) == [b"x", b"y"]
 
 

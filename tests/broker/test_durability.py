@@ -44,7 +44,7 @@ class Load:
         for thread in self._publishers:
             thread.join(timeout=60)
             assert not thread.is_alive()
-        wait_until(lambda: self.accepted <= self.received, 60, "all that was accepted is delivered")
+        wait_until(lambda: self.accepted <= self.received, 90, "all that was accepted is delivered")
         self._stop.set()
         assert self._puller is not None
         self._puller.join(timeout=60)
@@ -186,7 +186,7 @@ def test_the_file_does_not_grow_when_everything_is_acknowledged(tmp_path: Path) 
         for _ in range(10):
             round_trip()
         for _ in range(3):  # the sweep runs every second: give it rounds to reuse what it freed
-            wait_until(lambda: _swept(tmp_path), 20)
+            wait_until(lambda: _swept(tmp_path))
             before = size()
             for _ in range(5):
                 round_trip()

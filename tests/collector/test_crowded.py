@@ -96,7 +96,7 @@ def test_memory_is_bounded_with_a_thousand_connections_before_a_broker_that_is_s
             assert crowd.statuses[200] > 100
             server.kill()  # it is as it should be from now on
             with broker_process(data, port=int(server.address.rpartition(":")[2])):
-                wait_until(lambda: running.metric("millrace_collector_spool_messages") == 0, 60)
+                wait_until(lambda: running.metric("millrace_collector_spool_messages") == 0)
                 assert running.end() == 0
                 with PubSub(server.address, pubsub.project) as again:
                     found = {
@@ -121,7 +121,7 @@ def nuisances(port: int) -> Iterator[list[socket.socket]]:
     opened: list[socket.socket] = []
     try:
         for number in range(600):
-            client = socket.create_connection(("127.0.0.1", port), 10)
+            client = socket.create_connection(("127.0.0.1", port), 60)
             opened.append(client)
             match number % 5:
                 case 1:
@@ -143,22 +143,21 @@ def nuisances(port: int) -> Iterator[list[socket.socket]]:
 def test_slow_silent_and_half_open_clients_hold_nobody_up_and_are_let_go(tmp_path):
     with broker_process() as server, PubSub(server.address) as pubsub:
         topic = pubsub.create_topic("events")
-        flags = ("--workers", "1", "--head_s", "6", "--body_s", "6", "--idle_s", "6")
+        flags = ("--workers", "1", "--head_s", "12", "--body_s", "12", "--idle_s", "12")
         with serving(tmp_path, server.address, topic, *flags) as running, nuisances(running.port) as slow:
             took_s = []
-            until_s = time.monotonic() + 2.5  # while all of them are there
-            while time.monotonic() < until_s:
+            for _ in range(30):  # while all of them are there
                 for client in slow[1::5]:  # a slow loris: a byte now and then
                     client.send(b"a")
                 started_s = time.monotonic()
-                with socket.create_connection(("127.0.0.1", running.port), 10) as client:
+                with socket.create_connection(("127.0.0.1", running.port), 60) as client:
                     client.sendall(request(batch("good", 1_000)))
                     assert client.recv(1_000).startswith(b"HTTP/1.1 200 ")
                 took_s.append(time.monotonic() - started_s)
             print(f"{len(took_s)} good requests, the slowest in {max(took_s) * 1_000:.0f} ms")
-            assert max(took_s) < 2.5
+            assert max(took_s) < 6  # and not 12 s, when those are let go
             assert running.metric("millrace_collector_connections") > 400
-            wait_until(lambda: running.metric("millrace_collector_connections") == 0, 60, "all are let go")
+            wait_until(lambda: running.metric("millrace_collector_connections") == 0, 90, "all are let go")
             assert running.metric("millrace_collector_held_bytes") == 0
             assert running.metric("millrace_collector_http_refused_total") >= 240
             assert running.metric("millrace_collector_failures_total") == 0

@@ -32,7 +32,7 @@ from tests.support.delivering import end_of, message
 from tests.support.pubsub import PubSub, Server, broker_process
 
 CAPACITY_BYTES = 50_000_000
-SETTINGS = DeliverySettings(deadline_s=0.3, spool_wait_s=5.0)
+SETTINGS = DeliverySettings(deadline_s=0.3, spool_wait_s=60.0)
 
 
 class Sender:
@@ -91,7 +91,7 @@ async def sending(topic: str, folder: Path, disk: Disk | None = None) -> AsyncIt
         await asyncio.to_thread(spool.close)
 
 
-async def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"still not so after {timeout_s} s: {what}"
@@ -130,7 +130,7 @@ def test_a_broker_that_is_killed_and_comes_back_again_and_again(seed, tmp_path, 
             spooled = sender.deliverer.counts.spooled
             assert spooled > 0
             await sender.stop()
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
             return sender
 
     with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ def run_with_broker(
             await until(lambda: sender.deliverer.counts.published > 10, "messages are published")
             await trouble(broker, sender)
             await sender.stop()
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
             return sender
 
     with Broker() as broker, PubSub(broker.address) as pubsub:
@@ -226,7 +226,7 @@ def test_a_topic_that_is_deleted_and_made_again(tmp_path, monkeypatch) -> None:
             await until(lambda: sender.deliverer.counts.published > 10, "messages are published")
             await trouble(broker, sender)
             await sender.stop()
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
             return sender
 
     with Broker() as broker, PubSub(broker.address) as pubsub:
@@ -289,7 +289,7 @@ def test_a_drain_with_the_broker_away_leaves_all_in_the_spool_and_the_next_proce
         async with sending(topic, tmp_path / "spool") as sender:
             await sender.stop()
             await until(lambda: sender.deliverer.replay.messages > 0, "the spool is replayed")
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
 
     with Broker() as broker, PubSub(broker.address) as pubsub:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", broker.address)
@@ -316,9 +316,9 @@ def test_a_broker_that_is_not_there_from_the_start(tmp_path, monkeypatch) -> Non
             await until(lambda: sender.deliverer.counts.spooled > 100, "messages are spooled")
             assert sender.deliverer.state().breaker is not BreakerState.CLOSED
             await asyncio.to_thread(stack.enter_context, broker_process(tmp_path / "broker", port=port))
-            await until(lambda: sender.deliverer.breaker.closed, "the breaker closes", timeout_s=10)
+            await until(lambda: sender.deliverer.breaker.closed, "the breaker closes")
             await sender.stop()
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
             return sender
 
     with contextlib.ExitStack() as stack:
@@ -338,7 +338,7 @@ def test_a_message_that_either_server_will_not_take_is_set_aside_and_all_others_
             assert empty.how is How.SPOOLED
             await until(lambda: sender.deliverer.replay.set_aside == 1, "it is set aside")
             await sender.stop()
-            assert await sender.deliverer.drain(20.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
             return sender
 
     with PubSub(pubsub_server.address) as pubsub:
@@ -358,7 +358,7 @@ def test_a_collector_that_is_killed_at_random_moments_of_a_flapping_broker(tmp_p
     async def replay(topic: str) -> None:
         async with sending(topic, tmp_path / "spool") as sender:
             await sender.stop()
-            assert await sender.deliverer.drain(30.0) == Left(0, 0)
+            assert await sender.deliverer.drain(90.0) == Left(0, 0)
 
     with Broker() as broker, PubSub(broker.address) as pubsub:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", broker.address)

@@ -223,11 +223,12 @@ SLOW = {
 
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
 def test_a_body_made_to_be_slow_is_given_up_soon(sent: bytes) -> None:
-    started_s = time.process_time()
-    outcome = post("/v1/track", sent)
-    assert (
-        time.process_time() - started_s < 0.4
-    )  # it took 1 s to take it apart; 0.05 s on the machine this was written on
+    took_s = []
+    for _ in range(3):  # a collection of garbage in one of them, and a core that is shared, is not the body's fault
+        started_s = time.thread_time()
+        outcome = post("/v1/track", sent)
+        took_s.append(time.thread_time() - started_s)
+    assert min(took_s) < 0.4  # it took 1 s to take it apart; 0.05 s on the machine this was written on
     assert (outcome.answer.status, outcome.rejected) == (400, {"not_json": 1})
     assert [message.body for message in outcome.messages] == [sent]
 

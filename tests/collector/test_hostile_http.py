@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import select
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from millrace.collector.framing import HttpLimits
-from tests.support.door import QUICK, TRACK, Door, door, head, receive_all, replies, track
+from tests.support.door import PATIENT, QUICK, TRACK, Door, door, head, receive_all, replies, track
 from tests.support.pubsub import wait_until
 
 CHUNKED = head(b"Transfer-Encoding: chunked")
@@ -21,7 +22,7 @@ BIG = HttpLimits().head_bytes
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Door]:
-    with door() as opened:
+    with door(PATIENT) as opened:
         yield opened
         assert opened.count("failures_total") == 0
 
@@ -140,27 +141,28 @@ def test_a_small_refused_body_does_not_end_the_connection(shared):
     (b"", []), (head()[:30], [408]), (head(length=9) + b"he", [408]), (CHUNKED + b"5\r\nhel", [408]),
     (track(), [200]),
 ], ids=["silent", "slow head", "slow body", "slow chunk", "idle"])  # fmt: skip
-def test_who_is_too_slow_is_let_go(shared, sent, statuses):
-    started = time.monotonic()
-    assert [reply.status for reply in shared.send(sent)] == statuses
-    assert 0.3 < time.monotonic() - started < 3
+def test_who_is_too_slow_is_let_go(sent, statuses):
+    with door(QUICK) as opened:
+        started = time.monotonic()
+        assert [reply.status for reply in opened.send(sent)] == statuses
+        assert 0.3 < time.monotonic() - started < 30
 
 
 def test_slow_clients_do_not_hold_up_others():
-    with door(HttpLimits(head_s=60, body_s=60, idle_s=60)) as opened:
+    with door(PATIENT) as opened:
         slow = [opened.connect() for _ in range(200)]
         for number, client in enumerate(slow):
             client.sendall(head()[: 10 + number % 50] if number % 2 else head(length=50) + b"hello")
         started = time.monotonic()
         for _ in range(20):
             assert [reply.status for reply in opened.send(track(b"Connection: close"))] == [200]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60  # and not 120 s, when the slow ones are let go
         for client in slow:
             client.close()
 
 
 def test_pipelined_requests_are_answered_in_their_order():
-    with door() as opened:
+    with door(PATIENT) as opened:
         waits = iter([0.05, 0.0, 0.02, 0.0])
         opened.delivery.before = lambda _: asyncio.sleep(next(waits))
         bodies = [b'{"type":"track","event":"%d","userId":"ann"}' % number for number in range(3)]
@@ -170,40 +172,33 @@ def test_pipelined_requests_are_answered_in_their_order():
 
 
 def test_a_client_that_reads_no_answers_is_cut_off_and_costs_no_memory():
-    with door(QUICK._replace(idle_s=60, body_s=60, head_s=60)) as opened:
+    with door(PATIENT._replace(write_s=0.4)) as opened:
         with opened.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.settimeout(60)
             endless = head(method=b"GET", target=b"/health/live") * 200_000
             with pytest.raises(ConnectionError):
                 client.sendall(endless)
-            wait_until(lambda: opened.listener.connections == 0, 10)
+            wait_until(lambda: opened.listener.connections == 0)
         assert [reply.status for reply in opened.send(track(b"Connection: close"))] == [200]
 
 
 def test_what_all_bodies_hold_is_bounded_and_told_with_503():
-    with door(QUICK._replace(held_bytes=1_000_000, body_s=60)) as opened:
+    with door(PATIENT._replace(held_bytes=1_000_000)) as opened:
         greedy = [opened.connect() for _ in range(2)]
         for client in greedy:
             client.sendall(head(length=600_000) + b" " * 550_000)
-        refused = [reply for client in greedy if b"503" in (found := receive_some(client)) for reply in replies(found)]
+        (told,) = select.select(greedy, [], [], 60)[0]
+        refused = replies(receive_all(told))
         assert [(reply.status, reply.headers[b"retry-after"]) for reply in refused] == [(503, b"2")]
         for client in greedy:
             client.close()
-        wait_until(lambda: opened.listener.held_bytes == 0, 10)
+        wait_until(lambda: opened.listener.held_bytes == 0)
         assert [reply.status for reply in opened.send(track(b"Connection: close"))] == [200]
 
 
-def receive_some(client: socket.socket) -> bytes:
-    client.settimeout(1)
-    try:
-        return receive_all(client)
-    except TimeoutError:
-        return b""
-
-
 def test_connections_are_bounded_and_one_too_many_is_told_so():
-    with door(QUICK._replace(connections=10, idle_s=60, head_s=60)) as opened:
+    with door(PATIENT._replace(connections=10)) as opened:
         open_ones = [opened.connect() for _ in range(10)]
         wait_until(lambda: opened.listener.connections == 10)
         with opened.connect() as client:
@@ -215,9 +210,9 @@ def test_connections_are_bounded_and_one_too_many_is_told_so():
 
 
 def test_an_answer_that_takes_too_long_is_503_and_the_events_go_on():
-    with door(QUICK._replace(answer_s=0.2)) as opened:
+    with door(PATIENT._replace(answer_s=0.2)) as opened:
         release = threading.Event()
-        opened.delivery.before = lambda _: asyncio.to_thread(release.wait, 10)
+        opened.delivery.before = lambda _: asyncio.to_thread(release.wait, 60)
         found = opened.send(track())
         assert [reply.status for reply in found] == [503]
         release.set()
@@ -225,7 +220,9 @@ def test_an_answer_that_takes_too_long_is_503_and_the_events_go_on():
         wait_until(lambda: opened.listener.held_bytes == 0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_it_does_not_matter_how_the_network_cuts_a_request(shared, data):
     sent = data.draw(st.sampled_from([track(b"Connection: close"), SOUND["chunked"], track() + SOUND["HTTP/1.0"]]))
@@ -238,7 +235,9 @@ def test_it_does_not_matter_how_the_network_cuts_a_request(shared, data):
     assert shared.delivery.bodies[before:] == [TRACK] * expected
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_bytes_whatever_bring_a_500_or_a_body_that_was_not_sent(shared, data):
     sent = bytearray(data.draw(st.sampled_from([*SOUND.values(), track() * 3, CHUNKED, b""])))

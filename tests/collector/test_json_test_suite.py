@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.asking import decoded, post
-from tests.support.door import door, track
+from tests.support.door import PATIENT, door, track
 
 _FILE = Path(__file__).parent / "json_test_suite" / "cases.jsonl"
 CASES = {name: text.encode("latin-1") for name, text in map(json.loads, _FILE.read_text("utf-8").splitlines())} | {
@@ -43,7 +43,7 @@ def test_a_value_is_kept_as_it_came_or_refused_and_nothing_is_in_between(name: s
 
 
 def test_whole_bodies_over_one_connection_bring_no_event_and_no_bug() -> None:
-    with door() as opened:
+    with door(PATIENT) as opened:
         requests = [track(body=body) for body in CASES.values()] + [track(body=batch_with(b)) for b in CASES.values()]
         replies = opened.send(*requests, track(b"Connection: close"))
         assert len(replies) == len(requests) + 1

@@ -55,7 +55,7 @@ class Delivering:
         return None if status is None else status[1].pid
 
     def kill_lane(self) -> None:
-        os.kill(wait_until(self.lane_pid, 30, "the lane says who it is"), signal.SIGKILL)
+        os.kill(wait_until(self.lane_pid, 90, "the lane says who it is"), signal.SIGKILL)
 
     def taken(self) -> Counter[str]:
         return Counter(row["message_id"] for row in recorded(self.book))
@@ -80,7 +80,7 @@ def delivering(root: Path, topic: str, address: str) -> Iterator[Delivering]:
     finally:
         found.process.send_signal(signal.SIGTERM)
         try:
-            found.process.wait(30)
+            found.process.wait(90)
         finally:
             found.process.kill()
 
@@ -99,7 +99,7 @@ def publish(pubsub: PubSub, topic: str, first: int, count: int) -> set[str]:
             return False
         return True
 
-    wait_until(sent, 30, "an answer to a publish")
+    wait_until(sent, 90, "an answer to a publish")
     return set(names)
 
 
@@ -126,10 +126,10 @@ def test_each_event_is_delivered_while_lane_broker_and_all_are_killed(tmp_path: 
         own = pubsub.create_subscription(topic, "own-book.unordered", ack_deadline_seconds=10)
         with delivering(tmp_path, topic, server.address) as lanes:
             names = publish(pubsub, topic, 0, 2_000)
-            wait_until(lambda: len(lanes.taken()) > 200, 60, "the lane works")
+            wait_until(lambda: len(lanes.taken()) > 200, 90, "the lane works")
             lanes.kill_lane()
             names |= publish(pubsub, topic, 2_000, 1_000)
-            wait_until(lambda: len(lanes.taken()) > 2_200, 60, "the lane works again")
+            wait_until(lambda: len(lanes.taken()) > 2_200, 90, "the lane works again")
             server.kill()
             server = broker()
             names |= publish(pubsub, topic, 3_000, 1_000)
@@ -139,7 +139,7 @@ def test_each_event_is_delivered_while_lane_broker_and_all_are_killed(tmp_path: 
             names |= publish(pubsub, topic, 4_000, 500)
             lanes.start()
             lanes.wait_for(names)
-            wait_until(lambda: totals_of(lanes.ledger).get("delivered", 0) >= len(names), 60, "it is all written down")
+            wait_until(lambda: totals_of(lanes.ledger).get("delivered", 0) >= len(names), 90, "it is all written down")
         taken = lanes.taken()
         assert taken.keys() == names
         again = sum(taken.values()) - len(names)

@@ -146,7 +146,7 @@ def test_a_lane_that_is_killed_starts_again_where_it_was_and_another_deliver_can
         commit(table, 2)
         it.wait(lambda: has(tmp_path, 1, 2))
         it.terminate()
-        assert it.ends(20) == 0
+        assert it.ends(90) == 0
         assert it.said().startswith(
             f"Delivering: one, two. Ctrl-C ends it; `millrace sinks --state {it.state}` shows how it goes.\n"
         )
@@ -170,7 +170,7 @@ def test_only_some_sinks(table: Table, tmp_path: Path) -> None:
         it.start()
         it.wait(lambda: it.state_of("two"))
         it.terminate()
-        assert it.ends(30) == 0
+        assert it.ends(90) == 0
         assert has(tmp_path, 1, names=["two"])
         assert not taken(tmp_path, "one")
         assert [path.name for path in it.state.glob("*.sqlite")] == ["two.sqlite"]
@@ -192,7 +192,7 @@ def test_lanes_that_cannot_work_say_why_are_tried_again_and_hold_up_no_other(tab
         it.wait(lambda: it.said().count(four) >= 2)
         it.wait(lambda: health(port) == (503, "three is failed\nfour is unreadable\n"))
         it.terminate()
-        assert it.ends(30) == 1
+        assert it.ends(90) == 1
         assert "Traceback" not in it.said()
         commit(table, 2)
 
@@ -207,7 +207,7 @@ def test_told_to_end_it_ends_though_a_sink_hangs_in_a_thread_and_at_once_where_i
         it.start()
         it.wait(lambda: it.state_of("out") and it.said_by("out")[1].in_flight)  # type: ignore[index]
         it.terminate()
-        assert it.ends(15) == 0
+        assert it.ends(90) == 0
         write(tmp_path, stuck.format("10m"))
         it.start()
         it.wait(lambda: it.state_of("out") and it.said_by("out")[1].in_flight)  # type: ignore[index]
@@ -216,8 +216,8 @@ def test_told_to_end_it_ends_though_a_sink_hangs_in_a_thread_and_at_once_where_i
         with pytest.raises(Exception, match="timed out"):
             it.ends(1)
         it.terminate()
-        assert it.ends(15) == 0
-        assert time.monotonic() - began < 10
+        assert it.ends(90) == 0
+        assert time.monotonic() - began < 60  # and not the ten minutes of the sink
         assert it.state_of("out") == "stopped"
     with contextlib.closing(Ledger(tmp_path / "state" / "out.sqlite", read_only=True)) as ledger:
         assert ledger.totals() == {"routed": 20}  # all of it comes again
@@ -230,7 +230,7 @@ def test_a_lane_outlives_no_deliver(table: Table, tmp_path: Path) -> None:
         it.wait(it.runs)
         pids = [it.said_by(name)[1].pid for name in ("one", "two")]  # type: ignore[index]
         it.kill()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 90
         while any(_runs(pid) for pid in pids):
             assert time.monotonic() < end
             time.sleep(0.02)  # polled

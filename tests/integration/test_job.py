@@ -41,7 +41,7 @@ def test_an_empty_topic_then_a_first_event_then_a_second(pubsub_server: Server, 
     topic = pubsub.create_topic()
     subscription = pubsub.create_subscription(topic)
     with running_job(tmp_path, pubsub_server.address, subscription) as job:
-        wait_until(lambda: job.log().count("archived 0") >= 3, 60, "three progress lines of nothing")
+        wait_until(lambda: job.log().count("archived 0") >= 3, 90, "three progress lines of nothing")
         pubsub.publish(topic, json.dumps(track("first", now_ms())).encode())
         job.wait_for(archived=1)
         pubsub.publish(topic, json.dumps(track("second", now_ms())).encode())
@@ -66,7 +66,7 @@ def test_a_backlog_from_before_the_start_comes_out_in_order_and_not_late(pubsub_
         pubsub.publish(topic, *part)
         return time.time() - began_s > 8  # four order waits: by arrival at the job, all of it would be late
 
-    wait_until(publish_a_part, 30)
+    wait_until(publish_a_part)
     with running_job(tmp_path, pubsub_server.address, subscription) as job:
         job.wait_for(archived=len(sent))
         rows = job.rows("archive").sort_by([("user_key", "ascending"), ("order_index", "ascending")])
@@ -115,7 +115,7 @@ def test_a_lease_that_ran_out_neither_loses_nor_doubles_an_event(pubsub_server: 
     ids = [f"m{number}" for number in range(50)]
     pubsub.publish(topic, *(json.dumps(track(id_, now_ms())).encode() for id_ in ids))
     # Another reader takes them and dies: they come to the job once its leases have run out, and to it alone.
-    taken = wait_until(lambda: pubsub.pull(subscription, 50), 10)
+    taken = wait_until(lambda: pubsub.pull(subscription, 50))
     with running_job(tmp_path, pubsub_server.address, subscription, "--order_wait_s=15") as job:
         job.wait_for(archived=len(ids))
         assert len(taken) > 0

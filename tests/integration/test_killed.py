@@ -88,7 +88,7 @@ def test_after_20_kills_every_published_event_is_recorded_exactly_once(
                 target = ("job", "prism", "broker")[killed.total() % 3]
                 # A random moment: so many more events published, which the load decides.
                 goal = traffic.counts().events + chance.randint(1, 6 * RATE)
-                wait_until(lambda goal=goal: traffic.counts().events >= goal, 60, "traffic flows")  # type: ignore[misc]
+                wait_until(lambda goal=goal: traffic.counts().events >= goal, 90, "traffic flows")  # type: ignore[misc]
                 kill(stand, target, subscription)
                 killed[target] += 1
     assert killed == {"job": 7, "prism": 7, "broker": 6}
@@ -125,10 +125,10 @@ def kill(stand: Stand, target: str, subscription: str) -> None:
         stand.start_broker()
         return
     if target == "prism":
-        prism = wait_until(lambda: job.ended() is not None or job.prism_pid(), 60, "Prism runs")
+        prism = wait_until(lambda: job.ended() is not None or job.prism_pid(), 90, "Prism runs")
         if job.ended() is None:
             os.kill(prism, signal.SIGKILL)
-            wait_until(lambda: job.ended() is not None, 60, "the job notices that Prism is gone")
+            wait_until(lambda: job.ended() is not None, 90, "the job notices that Prism is gone")
             assert job.ended() in {1, 2}, job.log()[-2_000:]
     else:
         job.kill()

@@ -50,7 +50,7 @@ def test_what_is_private_stays_out_and_what_is_left_out_is_acknowledged(
             for body in sent:
                 pubsub.publish(topic, pb.PubsubMessage(data=body, attributes={"ip": IP}))
             job.wait_for(archived=1, dead_letters=2)
-            wait_until(lambda: job.rows("dropped").num_rows == 1, 60, "the suppressed event among the dropped")
+            wait_until(lambda: job.rows("dropped").num_rows == 1, 90, "the suppressed event among the dropped")
             assert job.drain() == 0
             assert pubsub.drain(subscription) == []
             (row,) = job.rows("archive").to_pylist()

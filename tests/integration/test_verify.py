@@ -77,10 +77,10 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
             (worker,) = collector.worker_pids()
             before = client.promised
             os.kill(worker, signal.SIGKILL)
-            wait_until(lambda: client.promised > before + 400, 60, "the collector's next worker")
+            wait_until(lambda: client.promised > before + 400, 90, "the collector's next worker")
             _kill(job)
             before = client.promised
-            wait_until(lambda: client.promised > before + 400, 60, "what comes while there is no job")
+            wait_until(lambda: client.promised > before + 400, 90, "what comes while there is no job")
             standing = verdict(tmp_path)
             job.start()
             job.wait_for(archived=before // 2)
@@ -89,7 +89,7 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
         assert collector.end() == 0
         assert job.drain() == 0
         with _delivering(tmp_path) as delivering:
-            wait_until(lambda: _is_delivered(tmp_path), 60, "the lane to deliver what is archived")
+            wait_until(lambda: _is_delivered(tmp_path), 90, "the lane to deliver what is archived")
             delivering.terminate()
             assert delivering.wait(60) == 0
 

@@ -14,7 +14,7 @@ import pytest
 from millrace.local.parts import Part, Parts, how_it_ended
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], Any], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
@@ -44,7 +44,7 @@ def part(name: str, path: Path, code: int = 0) -> Part:
 
 def test_they_end_one_after_the_other_the_last_one_first(tmp_path: Path) -> None:
     parts, ended = Parts(), tmp_path / "ended"
-    with parts.running(part("one", ended), 20), parts.running(part("two", ended, 3), 20, ends_well=(0, 3)):
+    with parts.running(part("one", ended), 90), parts.running(part("two", ended, 3), 90, ends_well=(0, 3)):
         assert parts.fallen() is None
     assert ended.read_text().split() == ["two", "one"]
     assert parts.faults == []
@@ -52,7 +52,7 @@ def test_they_end_one_after_the_other_the_last_one_first(tmp_path: Path) -> None
 
 def test_one_that_is_killed_is_said_once_and_the_others_end_all_the_same(tmp_path: Path) -> None:
     parts, ended = Parts(), tmp_path / "ended"
-    with parts.running(part("broker", ended), 20) as broker, parts.running(part("job", ended), 20):
+    with parts.running(part("broker", ended), 90) as broker, parts.running(part("job", ended), 90):
         os.kill(broker.process.pid, signal.SIGKILL)
         until(parts.fallen)
         assert parts.fallen() == parts.fallen() == "The broker was killed (SIGKILL)."
@@ -73,7 +73,7 @@ def test_one_that_needs_what_is_gone_gets_no_grace_and_no_blame(
     assert stuck.stdout is not None
     stuck.stdout.readline()
     with (
-        parts.running(part("broker", tmp_path / "ended"), 20) as broker,
+        parts.running(part("broker", tmp_path / "ended"), 90) as broker,
         parts.running(Part("job", stuck), 60, needs="broker"),
     ):
         os.kill(broker.process.pid, signal.SIGKILL)
@@ -84,14 +84,14 @@ def test_one_that_needs_what_is_gone_gets_no_grace_and_no_blame(
 
 def test_one_that_fails_while_it_ends_is_a_fault(tmp_path: Path) -> None:
     parts = Parts()
-    with parts.running(part("job", tmp_path / "ended", 1), 20):
+    with parts.running(part("job", tmp_path / "ended", 1), 90):
         pass
     assert parts.faults == ["The job has ended (exit code 1) when it was told to end."]
 
 
 def test_all_end_where_the_caller_fails(tmp_path: Path) -> None:
     parts, ended = Parts(), tmp_path / "ended"
-    with pytest.raises(KeyError), parts.running(part("one", ended), 20), parts.running(part("two", ended), 20):
+    with pytest.raises(KeyError), parts.running(part("one", ended), 90), parts.running(part("two", ended), 90):
         raise KeyError
     assert ended.read_text().split() == ["two", "one"]
 

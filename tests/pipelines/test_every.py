@@ -14,7 +14,7 @@ def test_it_calls_again_and_again_until_it_is_left():
         calls.append(over.is_set())
 
     with Every(0.001, note, first_s=0):
-        wait_until(lambda: len(calls) >= 5, 10)
+        wait_until(lambda: len(calls) >= 5)
     after = len(calls)
     assert not any(calls[:-1])
     assert len(calls) == after

@@ -20,7 +20,7 @@ from google.cloud import bigquery
 
 PROJECT = "shop-test"
 DATASET = "events"
-_START_S = 60.0
+_START_S = 90.0
 
 
 @dataclasses.dataclass

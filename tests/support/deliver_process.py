@@ -59,7 +59,7 @@ class Delivering:
         """Whether all lanes have said so since the start."""
         return all(self.state_of(name) for name in self._lanes)
 
-    def wait(self, until: Callable[[], object], seconds: float = 60) -> None:
+    def wait(self, until: Callable[[], object], seconds: float = 120) -> None:
         assert self.process is not None
         end = time.monotonic() + seconds
         while not until():

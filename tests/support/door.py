@@ -23,6 +23,8 @@ from tests.support.asking import SERVER_KEY, SOURCES, basic
 
 QUICK = HttpLimits(head_s=0.4, body_s=0.4, answer_s=5.0, write_s=0.4, idle_s=0.4)
 """Times that a test can wait for."""
+PATIENT = HttpLimits(head_s=120, body_s=120, answer_s=120, write_s=120, idle_s=120)
+"""Times that no test reaches, however slow the machine is just then."""
 DEFAULT = Limits()
 TRACK = b'{"type":"track","event":"Hello","userId":"ann"}'
 
@@ -76,9 +78,9 @@ class Door:
 
     def call(self, coroutine: Any) -> Any:
         """Run a coroutine on the door's own thread, and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
-    def connect(self, timeout_s: float = 10.0) -> socket.socket:
+    def connect(self, timeout_s: float = 60.0) -> socket.socket:
         """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout_s)
 
@@ -114,7 +116,7 @@ def door(
         try:
             yield opened
         finally:  # after a failure, too: an event loop with an open server does not end
-            opened.call(opened.listener.drain(5.0))
+            opened.call(opened.listener.drain(30.0))
         assert opened.listener.connections == 0
         assert opened.listener.held_bytes == 0
     finally:

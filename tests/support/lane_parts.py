@@ -159,7 +159,7 @@ class MemoryUndelivered:
 
     def write(self, dead: Sequence[Dead]) -> None:
         self.writing.set()
-        assert self.may_write.wait(20)
+        assert self.may_write.wait(60)
         if self.broken is not None:
             raise self.broken
         self.records += [(each.event.message_id, each.fault.value, each.detail) for each in dead]
@@ -174,7 +174,7 @@ class Running:
         self.undelivered = undelivered
         self.task = asyncio.create_task(lane.run())
 
-    async def until(self, condition: Callable[[], object], seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not condition():

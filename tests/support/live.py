@@ -85,7 +85,7 @@ class HandLane:
             self.save()
             return self.ledger.totals() == totals
 
-        wait_until(there, 60, f"totals {totals}, not {self.ledger.totals()}")
+        wait_until(there, 90, f"totals {totals}, not {self.ledger.totals()}")
         return events
 
     def settle(self, events: Sequence[Pending], mark: Mark = Mark.DELIVERED) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.support.node import UnavailableError
 from tests.support.pubsub import wait_until
 
-_START_S = 30.0
+_START_S = 90.0
 _SETTINGS = ("max_connections=30", "shared_buffers=32MB", "logging_collector=off")
 
 

@@ -21,8 +21,8 @@ import grpc
 from millrace.broker import protocol as pb
 from millrace.local.doctor import find_google_emulator
 
-START_S = 60.0
-CALL_S = 30.0
+START_S = 90.0
+CALL_S = 60.0
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ class Server:
         self.process.wait()
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0, what: str = "") -> Any:
     """Return the first true result of condition, asked every 10 ms; AssertionError after timeout_s."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -203,7 +203,7 @@ class PubSub:
         asked = pb.PullRequest(subscription=subscription, max_messages=limit, return_immediately=at_once)
         return list(self.call("Subscriber/Pull", asked, pb.PullResponse, timeout_s).received_messages)
 
-    def pull_until(self, subscription: str, count: int, timeout_s: float = 30.0) -> list[Any]:
+    def pull_until(self, subscription: str, count: int, timeout_s: float = 90.0) -> list[Any]:
         """Pull until count messages came; AssertionError where they do not within timeout_s."""
         got: list[Any] = []
 

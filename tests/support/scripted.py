@@ -72,7 +72,7 @@ def scripted_collector(sources: Sources) -> Iterator[Scripted]:
             headers = headers_of((name.encode(), value.encode("latin-1")) for name, value in self.headers.items())
             fault, outcome = scripted.take(Request("POST", path, query.encode(), headers, body, self.client_address[0]))
             if fault == "silent":
-                scripted.over.wait(30)
+                scripted.over.wait(120)
             if isinstance(fault, str):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)

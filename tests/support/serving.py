@@ -19,7 +19,7 @@ from typing import Any
 from millrace.collector.keys import Kind, stored
 
 KEY = "mrs_" + "k" * 36
-START_S = 60.0
+START_S = 90.0
 
 
 def write_sources(folder: Path, more: str = "") -> Path:
@@ -67,7 +67,7 @@ class Serving:
     def admin(self, path: str) -> tuple[int, str]:
         """GET a path of the admin port."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -81,7 +81,7 @@ class Serving:
                 total += float(line.rpartition(" ")[2])
         return total
 
-    def end(self, grace_s: float = 60.0) -> int:
+    def end(self, grace_s: float = 120.0) -> int:
         """Ask it to end, and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:

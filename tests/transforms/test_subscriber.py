@@ -60,7 +60,7 @@ def start(client: Subscription, ledger: Ledger, clock: Clock) -> Iterator[Start]
 
 
 def taken(subscriber: Subscriber) -> Pulled:
-    pulled = wait_until(subscriber.take, 10, "a pull")
+    pulled = wait_until(subscriber.take, 90, "a pull")
     assert isinstance(pulled, Pulled)
     return pulled
 
@@ -129,7 +129,7 @@ def test_past_the_open_limit_it_reads_on_once_nothing_was_committed_for_a_while(
             client.give([message("more")], [message("yet more")])
         return len(client.asked) >= 4
 
-    wait_until(third, 20)
+    wait_until(third)
     assert client.seen[0] == 0
     assert client.seen[2] >= settled_s  # the room that the settled one left
     assert client.seen[3] >= settled_s + 30
@@ -142,11 +142,11 @@ def test_leases_are_extended_while_a_message_is_open_and_not_after(
     client.give([message("a"), message("b")])
     pulled = taken(start(ack_deadline_s=20))
     clock.now_s = 11
-    wait_until(lambda: client.extended, 10, "an extension")
+    wait_until(lambda: client.extended, 90, "an extension")
     settle(ledger, pulled.first_receipt)
-    wait_until(lambda: client.acknowledged == [["a"]], 10, "an acknowledgement")
+    wait_until(lambda: client.acknowledged == [["a"]], 90, "an acknowledgement")
     clock.now_s = 22
-    wait_until(lambda: len(client.extended) == 2, 10, "another extension")
+    wait_until(lambda: len(client.extended) == 2, 90, "another extension")
     assert client.extended == [(["a", "b"], 20), (["b"], 20)]
 
 
@@ -154,7 +154,7 @@ def test_a_short_ack_deadline_becomes_the_shortest_lease_that_is_safe(start: Sta
     client.give([message("a")])
     taken(start(ack_deadline_s=0))
     clock.now_s = 6
-    wait_until(lambda: client.extended == [(["a"], 10)], 10)
+    wait_until(lambda: client.extended == [(["a"], 10)])
 
 
 def test_leases_that_could_not_be_extended_are_tried_again_at_once(
@@ -164,7 +164,7 @@ def test_leases_that_could_not_be_extended_are_tried_again_at_once(
     client.extend_errors = [RpcError(), RpcError()]
     taken(start())
     clock.now_s = 6
-    wait_until(lambda: client.extended == [(["a"], 10)] * 3, 10, "two failures and a success, on one reading")
+    wait_until(lambda: client.extended == [(["a"], 10)] * 3, 90, "two failures and a success, on one reading")
     assert caplog.messages == ["cannot extend 1 leases yet, will go on trying: UNAVAILABLE"]
 
 
@@ -172,9 +172,9 @@ def test_what_is_settled_is_acknowledged_once(start: Start, client: Subscription
     client.give([message("a"), message("b")])
     taken(start())
     settle(ledger, 1)
-    wait_until(lambda: client.acknowledged == [["b"]], 10)
+    wait_until(lambda: client.acknowledged == [["b"]])
     settle(ledger, 0)
-    wait_until(lambda: len(client.acknowledged) == 2, 10)
+    wait_until(lambda: len(client.acknowledged) == 2)
     assert client.acknowledged == [["b"], ["a"]]
 
 
@@ -183,9 +183,9 @@ def test_acknowledgements_that_fail_are_kept_and_sent_again(start: Start, client
     client.ack_errors = [RpcError(), RpcError(grpc.StatusCode.DEADLINE_EXCEEDED)]
     taken(start())
     settle(ledger, 0)
-    wait_until(lambda: client.acknowledged, 10)
+    wait_until(lambda: client.acknowledged)
     settle(ledger, 1)
-    wait_until(lambda: sorted(itertools.chain(*client.acknowledged[2:])) == ["a", "b"], 10)  # after the two that failed
+    wait_until(lambda: sorted(itertools.chain(*client.acknowledged[2:])) == ["a", "b"])  # after the two that failed
     assert client.acknowledged[0] == ["a"]
     assert client.acknowledged[1] in (["a"], ["a", "b"])
 
@@ -206,10 +206,10 @@ def test_a_long_outage_is_mentioned_now_and_then(
 ):
     client.give(RpcError(), RpcError())
     start()
-    wait_until(lambda: client.waiting, 10)
+    wait_until(lambda: client.waiting)
     clock.now_s = 31
     client.give(RpcError(grpc.StatusCode.CANCELLED), RpcError())
-    wait_until(lambda: len(client.asked) == 5, 10)
+    wait_until(lambda: len(client.asked) == 5)
     said = f"cannot pull from {client.subscription}, will go on trying: "
     assert caplog.messages == [said + "UNAVAILABLE", said + "CANCELLED"]
 
@@ -219,7 +219,7 @@ def test_large_messages_are_pulled_few_at_a_time(start: Start, client: Subscript
     for number in range(30):
         client.give([message(str(number), body=b"x" * 4_000_000)])
         taken(subscriber)
-    wait_until(lambda: len(client.asked) == 31, 10)
+    wait_until(lambda: len(client.asked) == 31)
     assert client.asked[0] == 1_000
     assert client.asked == sorted(client.asked, reverse=True)
     assert client.asked[-1] == 2
@@ -229,7 +229,7 @@ def test_close_acknowledges_what_is_settled_and_hands_back_the_rest(start: Start
     client.give([message("a"), message("b")], [message("c")])
     subscriber = start()
     taken(subscriber)
-    wait_until(lambda: ledger.open_messages == 3, 10)
+    wait_until(lambda: ledger.open_messages == 3)
     settle(ledger, 1)
     subscriber.close(hand_back=True)
     assert (client.acknowledged, client.extended) == ([["b"]], [(["a", "c"], 0)])
@@ -250,11 +250,11 @@ def test_close_ends_though_pub_sub_is_gone(start: Start, client: Subscription, l
 def test_it_has_given_its_last_message_when_it_was_stopped_and_all_are_taken(start: Start, client: Subscription):
     client.give([message("a")], [message("b")])
     subscriber = start()
-    wait_until(lambda: len(client.asked) == 3, 10)
+    wait_until(lambda: len(client.asked) == 3)
     assert not subscriber.stopped_and_empty()
     subscriber.stop_pulling()
     client.give([message("c")])  # the answer to the pull that was under way
-    wait_until(lambda: not any(thread.is_alive() for thread in subscriber._pullers), 10)
+    wait_until(lambda: not any(thread.is_alive() for thread in subscriber._pullers))
     for name in "abc":
         assert not subscriber.stopped_and_empty()
         assert ids(taken(subscriber)) == [name]
@@ -263,12 +263,12 @@ def test_it_has_given_its_last_message_when_it_was_stopped_and_all_are_taken(sta
 
 def test_it_is_idle_only_when_every_pull_waits(start: Start, client: Subscription, clock: Clock):
     subscriber = start(pullers=2)
-    wait_until(lambda: client.waiting == 2, 10)
+    wait_until(lambda: client.waiting == 2)
     assert subscriber.idle_for_s() == 0
     clock.now_s = 3
     assert subscriber.idle_for_s() == 3
     client.give([message("a")])
-    wait_until(lambda: len(client.asked) == 3, 10)
+    wait_until(lambda: len(client.asked) == 3)
     assert subscriber.idle_for_s() == 0  # one waits in the queue
     taken(subscriber)
     assert subscriber.idle_for_s() == 0  # one pull has only begun
@@ -278,18 +278,18 @@ def test_it_is_idle_only_when_every_pull_waits(start: Start, client: Subscriptio
 
 def test_an_answer_without_messages_does_not_end_the_idleness(start: Start, client: Subscription, clock: Clock):
     subscriber = start()
-    wait_until(lambda: client.waiting, 10)
+    wait_until(lambda: client.waiting)
     clock.now_s = 5
     client.give([])
-    wait_until(lambda: len(client.asked) == 2, 10)
+    wait_until(lambda: len(client.asked) == 2)
     assert subscriber.idle_for_s() == 5
 
 
 def test_a_broken_line_is_no_idleness(start: Start, client: Subscription, clock: Clock):
     subscriber = start()
-    wait_until(lambda: client.waiting, 10)
+    wait_until(lambda: client.waiting)
     clock.now_s = 5
     client.give(RpcError())
-    wait_until(lambda: len(client.asked) == 2 and client.waiting, 10)
+    wait_until(lambda: len(client.asked) == 2 and client.waiting)
     assert subscriber.idle_for_s() == 0
     assert subscriber.oldest_unread_us(NOON_US) == 0
