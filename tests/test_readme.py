@@ -45,7 +45,7 @@ def test_the_one_command_ends_with_accounts_that_close(tmp_path):
     sums = re.search(r"collected ([\d,]+) = archived ([\d,]+) \+ duplicates ([\d,]+) \+ dead letters ([\d,]+)", said)
     assert sums is not None
     collected, archived, duplicates, dead = (int(number.replace(",", "")) for number in sums.groups())
-    assert collected == archived + duplicates + dead > 2_000
+    assert collected == archived + duplicates + dead > 500
 
 
 def test_the_event_that_is_sent_becomes_the_row_that_is_shown(tmp_path):
@@ -58,7 +58,7 @@ def test_the_event_that_is_sent_becomes_the_row_that_is_shown(tmp_path):
         assert shown_url in block("bash", "An event")
         snippet = ["bash", "-c", block("bash", "An event").replace(shown_url, f"{url}/")]
         environment = {**os.environ, "WRITE_KEY": key}
-        told = subprocess.run(snippet, env=environment, check=True, timeout=60, capture_output=True, text=True)
+        told = subprocess.run(snippet, env=environment, check=True, timeout=120, capture_output=True, text=True)
         assert told.stdout == '{"success":true}'
         wait_until(lambda: "archived 1 " in said.read_text(), 120, "the event is archived")
         os.kill(run.pid, signal.SIGINT)

@@ -85,7 +85,7 @@ def test_ctrl_c_ends_traffic_collector_and_job_in_this_order(start: Callable[...
     url = run.wait_for(r"Sample shop, to click through: (\S+)")[1]
     metrics = run.wait_for(r"metrics at (\S+/metrics)")[1]
     for page, shown in ((url, b"<html"), (metrics, b"millrace_collector_")):
-        with urllib.request.urlopen(page, timeout=20) as answer:  # noqa: S310  our own
+        with urllib.request.urlopen(page, timeout=60) as answer:  # noqa: S310  our own
             assert shown in answer.read().lower()
     run.wait_for(r"archived [1-9]")
     run.process.send_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_traffic_collector_and_job_in_this_order(start: Callable[...
     places = [run.said().find(text) for text in order]
     assert places == sorted(places), run.said()
     assert places[0] > 0, run.said()
-    assert run.collected() > 300
+    assert run.collected() > 100
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the parts by /proc")

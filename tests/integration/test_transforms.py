@@ -78,7 +78,7 @@ def test_a_transform_that_cannot_be_found_is_a_line_at_the_start(server: Server,
     job = Job(tmp_path / "data", server.address, "projects/p/subscriptions/sub", f"--config={config}")
     job.start()
     assert job.process is not None
-    assert job.process.wait(60) == 2
+    assert job.process.wait(150) == 2
     assert job.log() == (
         f"{config}:3: transforms: use: there is no module 'no_carts'; install its package, or start where the file is\n"
     )

@@ -48,7 +48,7 @@ class Client:
     def _send(self) -> None:
         count = 0
         while not self._over.wait(0.01):
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
                 while not self._over.wait(0.01):
                     count += 1
@@ -91,7 +91,7 @@ def test_what_was_accepted_is_accounted_for_whoever_is_killed(tmp_path: Path) ->
         with _delivering(tmp_path) as delivering:
             wait_until(lambda: _is_delivered(tmp_path), 90, "the lane to deliver what is archived")
             delivering.terminate()
-            assert delivering.wait(60) == 0
+            assert delivering.wait(120) == 0
 
     in_flight = sum(account["in_flight"] for account in standing.said["sources"])
     assert (standing.code, standing.ids) == (0, [])

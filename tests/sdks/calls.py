@@ -158,7 +158,7 @@ def send(sdk: Sdk, url: str, key: str, calls: Sequence[Mapping[str, Any]], packa
         env=environment(packages) if packages else None,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     if done.returncode or done.stderr:

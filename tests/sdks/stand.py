@@ -30,7 +30,7 @@ class Stand:
     pubsub: PubSub
     subscription: str
 
-    def rows_until(self, enough: Callable[[Sequence[Row]], bool], timeout_s: float = 30.0) -> Sequence[Row]:
+    def rows_until(self, enough: Callable[[Sequence[Row]], bool], timeout_s: float = 90.0) -> Sequence[Row]:
         """Return what decode makes of the messages in the broker, once that is enough; nothing may be refused."""
         rows: list[Row] = []
 

@@ -106,6 +106,7 @@ def test_what_is_done_offline_arrives_once_the_network_is_back(
 
 
 def test_a_key_that_nobody_knows_is_said_to_be_so(stand: Stand, context: BrowserContext) -> None:
+    context.set_default_timeout(90_000)
     page = context.new_page()
     page.goto(f"{stand.url}/demo")
     page.wait_for_selector("#ask-key[open]")

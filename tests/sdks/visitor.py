@@ -40,6 +40,7 @@ class Visitor:
         self.faults: list[str] = []
         """Errors in the page, and requests to any other server."""
         self.context = context
+        context.set_default_timeout(90_000)
         context.on("request", self._check)
         self.page = context.new_page()
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -71,7 +72,7 @@ class Visitor:
         """Wait until the page lists so many events as sent."""
         self.page.locator("#sent tr:not(.whole)").nth(count - 1).wait_for()
 
-    def rows_until(self, names: Sequence[str], timeout_s: float = 45.0) -> Sequence[Row]:
+    def rows_until(self, names: Sequence[str], timeout_s: float = 90.0) -> Sequence[Row]:
         """Return this visitor's rows, once there is one for each of these events; copies by message id left out."""
 
         def enough(rows: Sequence[Row]) -> bool:

@@ -45,7 +45,7 @@ def test_a_reader_that_went_away_puts_the_sink_down():
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=150
     )
     os.close(writing)
     assert done.stderr.startswith("SinkDownError nobody reads standard output any more: start it again with a reader\n")

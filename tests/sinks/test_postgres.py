@@ -429,7 +429,7 @@ def test_what_a_sink_that_was_open_cannot_reach_any_more_is_down(postgres_server
 
 
 def test_a_transaction_that_may_pass_the_next_time_is_retried(postgres_server: PostgresServer, table):
-    sink = Postgres(f"{postgres_server.dsn}?statement_timeout=100", table=table)
+    sink = Postgres(f"{postgres_server.dsn}?statement_timeout=1000", table=table)
 
     async def body(sink, watcher):
         assert await sink.deliver(delivery([archived("m1")])) == [DELIVERED]

@@ -36,7 +36,7 @@ def _delivery(first: int, count: int) -> Delivery:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while not await condition():
             await asyncio.sleep(0.01)
 
@@ -58,7 +58,7 @@ async def _ids(sink: Postgres) -> list[str]:
 async def _deliver_at_last(sink: Postgres, each: Delivery, again: list[str]) -> None:
     """Deliver as a lane does: open again after the destination was down, and offer the same again."""
     memory = Remembered()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             try:
                 outcomes = await sink.deliver(each)
@@ -249,7 +249,7 @@ def test_a_delivery_to_a_server_that_stands_still_ends_when_it_is_cancelled(post
         return found
 
     async def bounded() -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             return await main()
 
     assert asyncio.run(bounded()) == [*(f"m{n:06}" for n in range(6)), "wide"]

@@ -38,10 +38,12 @@ def test_a_thousand_events_are_under_way_at_once_one_by_one_and_each_costs_littl
         await sink.open(NoMemory())
         try:
             outcomes = await asyncio.gather(*map(sink.deliver, parts))  # opens the connections
-            start_s = time.process_time()
-            for _ in range(3):
+            took_s = []
+            for _ in range(4):  # what else the machine and the tests before this one do is not in all of them
+                start_s = time.thread_time()
                 outcomes += await asyncio.gather(*map(sink.deliver, parts))
-            return {each for part in outcomes for each in part}, (time.process_time() - start_s) / 3_000
+                took_s.append(time.thread_time() - start_s)
+            return {each for part in outcomes for each in part}, min(took_s) / 1_000
         finally:
             await sink.close()
 

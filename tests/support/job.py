@@ -59,7 +59,7 @@ class Job:
                     return child
         return None
 
-    def drain(self, timeout_s: float = 90.0) -> int:
+    def drain(self, timeout_s: float = 150.0) -> int:
         """Ask it to end and wait; return the exit code."""
         assert self.process is not None
         self.process.terminate()
@@ -79,7 +79,7 @@ class Job:
         """What one of its tables holds now."""
         return read_table(f"{self._root}/{name}", name)
 
-    def wait_for(self, archived: int = 0, dead_letters: int = 0, timeout_s: float = 90.0) -> None:
+    def wait_for(self, archived: int = 0, dead_letters: int = 0, timeout_s: float = 150.0) -> None:
         """Wait until its tables hold at least so many rows."""
 
         def enough() -> bool:

@@ -197,6 +197,7 @@ class Counting(LookupTransform):
 
     adds = (pa.field("plan", pa.string()),)
     key = "properties.account"
+    timeout_ms = budget_ms = 60_000
     asked: list[Any] = []  # noqa: RUF012  all instances of a test share it
     most = 0
     failing = False
@@ -219,8 +220,8 @@ class Blocking(LookupTransform):
 
     adds = (pa.field("plan", pa.string()),)
     key = "user_key"
-    timeout_ms = 50
-    budget_ms = 100
+    timeout_ms = 300
+    budget_ms = 600
 
     async def look_up(self, key: Any) -> Any:
         if key == "block":

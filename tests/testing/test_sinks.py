@@ -120,7 +120,7 @@ class Locks(Right):
         if self.locked:
             raise RuntimeError("locked")
         self.locked.append(True)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
         self.locked.clear()
         return await super().deliver(delivery)
 

@@ -84,7 +84,7 @@ def test_a_failure_is_not_remembered():
 
 
 def test_what_has_no_answer_within_the_budget_goes_without():
-    steps = configured("plan, timeout_ms: 60000; budget_ms: 100")
+    steps = configured("plan, timeout_ms: 60000; budget_ms: 1000")
     found = run(steps, [event("1", user="slow"), event("2", user="ann")])
     assert {row["user_key"]: row["plan"] for row in found.rows} == {"slow": None, "ann": "plan of ann"}
 
