@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         else:
             self._begun = True
             if self._current is None:
-                self.deadline_s = self._listener.now_s() + self._limits.head_s
+                self._wait_for_client()
         self._parse(data)
         if not self._ending:
             if self._raw_bytes > self._limits.head_bytes and not self._head:
@@ -140,6 +140,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._wait_for_client()
         self._next()
 
     # the parser's side
@@ -176,7 +177,7 @@ class Connection(asyncio.Protocol):
         path, query = split_target(self._target)
         self._head = Request(method, path, query, headers_of(self._headers), b"", self._peer, "http")
         if self._current is None:
-            self.deadline_s = self._listener.now_s() + self._limits.body_s
+            self._wait_for_client()
 
     def on_body(self, part: bytes) -> None:
         """Keep a part of the body, while there is room."""
@@ -289,9 +290,14 @@ class Connection(asyncio.Protocol):
             return
         if not self._waiting and not self._ending:
             self._transport.resume_reading()
-        waits_s = self._limits.idle_s if not self._begun else self._limits.body_s if self._head else self._limits.head_s
-        if self._writable:
-            self.deadline_s = listener.now_s() + waits_s
+        self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        """Give it the time for what comes next; whoever leaves answers unread gets none by sending more."""
+        if self._writable and not self._lingering:
+            limits = self._limits
+            waits_s = limits.idle_s if not self._begun else limits.body_s if self._head else limits.head_s
+            self.deadline_s = self._listener.now_s() + waits_s
 
     def _drop_waiting(self) -> None:
         self._listener.release(self._body_bytes + sum(each.held for each in self._waiting))
