@@ -85,8 +85,8 @@ class Queue:
         lease = next(_leases)
         out, self._echoes = self._echoes[:limit], self._echoes[limit:]
         delivery = Delivery(lease, now + deadline_s, limit - len(out), min(max_bytes, RESPONSE_BYTES), flow)
-        self._take_again(delivery)
-        self._take_fresh(delivery, now)
+        if self._take_again(delivery):
+            self._take_fresh(delivery, now)
         if delivery.ids:
             self._expire_later(delivery.until, delivery.ids)
             counts = self.max_attempts > 0
@@ -98,7 +98,8 @@ class Queue:
                 self._chaos.shuffle(out)
         return lease, out
 
-    def _take_again(self, delivery: Delivery) -> None:
+    def _take_again(self, delivery: Delivery) -> bool:
+        """Take what was delivered before; False where one did not fit, which no newer one may overtake."""
         while self._ready and delivery.limit > 0:
             pending = self.pending.get(self._ready[0])
             if pending is None or pending.lease or pending.held:
@@ -113,9 +114,10 @@ class Queue:
                 self.forget(pending)
                 continue
             if not delivery.fits(view):
-                return
+                return False
             heapq.heappop(self._ready)
             self._lease(delivery, pending, view)
+        return True
 
     def _take_fresh(self, delivery: Delivery, now: float) -> None:
         backlog = self._backlog

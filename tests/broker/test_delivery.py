@@ -224,7 +224,7 @@ def test_a_waiting_pull_ends_when_its_subscription_is_deleted(own: PubSub) -> No
         waiting = threads.submit(own.pull, subscription)
         wait_until(lambda: own.pull(subscription, at_once=True) == [])
         own.delete_subscription(subscription)
-        assert waiting.exception(timeout=10) is not None
+        assert waiting.exception(timeout=60) is not None
 
 
 def test_a_response_stays_below_ten_megabytes(own: PubSub) -> None:

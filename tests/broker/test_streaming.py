@@ -111,6 +111,17 @@ def test_flow_control_bounds_the_bytes_that_are_out(own: PubSub) -> None:
         assert len(own.pull(subscription)) == 1
 
 
+def test_flow_control_lets_nothing_newer_overtake_what_comes_again(own: PubSub) -> None:
+    topic, subscription = subscribed(own)
+    own.publish(topic, b"1" * 1_000, b"2" * 1_000)
+    own.modify(subscription, 0, *own.pull(subscription))
+    own.publish(topic, b"3")
+    with Stream(own, subscription, max_outstanding_bytes=1_500) as stream:
+        (first,) = stream.wait_for(1)
+        stream.send(ack_ids=[first.ack_id])
+        assert [body[:1] for body in bodies(stream.wait_for(3))] == [b"1", b"2", b"3"]
+
+
 def test_a_stream_has_its_own_ack_deadline(own: PubSub) -> None:
     topic, subscription = subscribed(own, ack_deadline_seconds=600)
     own.publish(topic, b"x")

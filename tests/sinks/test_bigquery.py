@@ -260,7 +260,7 @@ def test_a_server_that_goes_away_and_comes_back_has_each_event_once(tmp_path: Pa
 
         async def story() -> None:
             ledger = Ledger(tmp_path / "ledger.sqlite")
-            sink = BigQuery(table=server.table("orders"), **server.settings, timeout_s=3.0)
+            sink = BigQuery(table=server.table("orders"), **server.settings, timeout_s=20.0)
             await sink.open(ledger)
             waiting = deliveries_of(events, max_events=PART)
             for number, each in enumerate(waiting):

@@ -18,6 +18,7 @@ from millrace.sinks import compact as compaction
 from millrace.sinks.compact import Entry, compact, main, plan, vacuum
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.tables import ARCHIVE
+from tests.support.pubsub import wait_until
 from tests.support.rows import START, archive_rows
 
 _MIB = 1024 * 1024
@@ -168,6 +169,7 @@ def test_appends_racing_compactions_lose_and_double_nothing(table: Table) -> Non
         thread.start()
     try:
         appended = _append(table, range(60), rows=5)
+        wait_until(lambda: merged > 10 or errors)
     finally:
         done.set()
         for thread in threads:
