@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from millrace.local.doctor import find_google_emulator
+from millrace.local.prism_binary import PrismNotFoundError, find_prism
+from tests.support.node import UnavailableError, installed_packages
 from tests.support.pubsub import Server, broker_process, google_emulator
 
 # How long an example takes is up to what else the machine does: no test fails by it, and those that measure say so. A
@@ -16,6 +19,26 @@ _ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow
 settings.register_profile("steady", _ANY_SPEED, derandomize=True)
 settings.register_profile("search", _ANY_SPEED, derandomize=False, max_examples=1_000, print_blob=True)
 settings.load_profile("steady")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch or build what takes minutes, once on a machine, before the time of the first test that needs it runs.
+
+    What cannot be had is told by those tests.
+    """
+    if session.config.option.collectonly:
+        return
+    if any(item.get_closest_marker("slow") for item in session.items):  # most of them run the job
+        with contextlib.suppress(PrismNotFoundError):
+            find_prism(None, lambda _: None)
+    if any(item.path.parent.name == "sdks" for item in session.items):
+        with contextlib.suppress(UnavailableError, subprocess.TimeoutExpired):
+            installed_packages()
+    if any(item.path.name.startswith("test_kafka") for item in session.items):
+        from tests.support.kafka import KafkaNotFoundError, kafka_jars
+
+        with contextlib.suppress(KafkaNotFoundError, subprocess.TimeoutExpired):
+            kafka_jars()
 
 
 @pytest.fixture(autouse=True)

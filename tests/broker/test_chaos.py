@@ -22,7 +22,7 @@ def backlog(own: PubSub, **fields: Any) -> str:
 
 
 def test_dropped_acks_bring_messages_again(broker: Broker, own: PubSub) -> None:
-    subscription = backlog(own, ack_deadline_seconds=1)
+    subscription = backlog(own, ack_deadline_seconds=2)
     broker.chaos.drop_acks = 0.3
     first = own.pull_until(subscription, len(SENT))
     own.ack(subscription, *first)
@@ -30,7 +30,7 @@ def test_dropped_acks_bring_messages_again(broker: Broker, own: PubSub) -> None:
     again: list[bytes] = []
 
     def all_back() -> bool:
-        received = own.pull(subscription, timeout_s=3)
+        received = own.pull(subscription, timeout_s=4)
         if received:
             own.ack(subscription, *received)
         again.extend(bodies(received))

@@ -274,7 +274,7 @@ def test_sources_that_are_added_at_the_same_time_are_all_there(file):
     start = threading.Barrier(8)
 
     def add(number: int) -> None:
-        start.wait(timeout=30)
+        start.wait(timeout=90)
         add_source(file, f"s{number}", Kind.SERVER)
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(8)]

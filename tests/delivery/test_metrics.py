@@ -37,7 +37,7 @@ def say(root: Path, name: str, ago_s: float = 0.0, **said: Any) -> None:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310  ours
+        with urllib.request.urlopen(url, timeout=60) as reply:  # noqa: S310  ours
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -270,9 +270,9 @@ def test_of_two_searches_at_once_one_makes_it_and_both_use_it(
     threads = [threading.Thread(target=lambda: found.append(find_prism(None, say))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert second_waits.wait(20)
+    assert second_waits.wait(90)
     gate.touch()
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
     assert found == [cached_binary()] * 2
     assert machine.asked() == [f"GET {DOWNLOAD}.zip", f"bin go install {PACKAGE} GOPATH=users"]

@@ -21,7 +21,7 @@ from tests.sinks.child_deliveries import deliveries
 
 def main() -> None:
     folder, table, endpoint, rest_endpoint, count, where, number = sys.argv[1:]
-    sink = BigQuery(table=table, endpoint=endpoint, rest_endpoint=rest_endpoint, timeout_s=5.0)
+    sink = BigQuery(table=table, endpoint=endpoint, rest_endpoint=rest_endpoint, timeout_s=30.0)
     left = int(number)
 
     def dies() -> None:

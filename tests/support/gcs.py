@@ -237,7 +237,7 @@ def gcs_server(bucket: str) -> Iterator[GcsServer]:
             yield GcsServer(process.stdout.readline().strip())
         finally:
             process.stdin.close()
-            process.wait(timeout=10)
+            process.wait(timeout=90)
 
 
 def main(bucket: str) -> None:

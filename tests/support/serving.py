@@ -87,7 +87,7 @@ class Serving:
         try:
             return self.process.wait(grace_s)
         finally:
-            self.reading.join(5)
+            self.reading.join(60)
 
 
 @contextlib.contextmanager

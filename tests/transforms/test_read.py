@@ -57,7 +57,7 @@ def client(monkeypatch: pytest.MonkeyPatch, clock: Clock, ledger: Ledger) -> Ite
     read.close_subscribers(hand_back=False)
     for each in started:
         for thread in each._pullers:
-            thread.join(10)
+            thread.join(60)
 
 
 def source(ack_after: str = "commit", readers: int = 1) -> PubSubSource:

@@ -55,7 +55,7 @@ def start(client: Subscription, ledger: Ledger, clock: Clock) -> Iterator[Start]
         client.end()
         one.close(hand_back=False)
         for thread in one._pullers:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 
