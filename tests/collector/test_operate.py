@@ -214,7 +214,8 @@ def test_metrics_are_those_of_all_workers_and_nothing_tells_who_sent_what(pubsub
         assert running.metric("millrace_collector_events_total", source="shop") == 20
         assert running.metric("millrace_collector_publish_seconds_count") >= 1
         assert running.metric("millrace_collector_workers") == 2
-        assert running.admin("/health/ready") == (200, '{"ready":true,"workers":{"0":"ready","1":"ready"}}')
+        both = (200, '{"ready":true,"workers":{"0":"ready","1":"ready"}}')
+        wait_until(lambda: running.admin("/health/ready") == both)
         assert running.admin("/else")[0] == 404
         assert running.end() == 0
     everything = page + json.dumps(running.lines)

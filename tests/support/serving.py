@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from millrace.collector.keys import Kind, stored
+from tests.support.pubsub import wait_until
 
 KEY = "mrs_" + "k" * 36
 START_S = 90.0
@@ -73,13 +74,13 @@ class Serving:
             return error.code, error.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric over its samples with these labels."""
-        total = 0.0
-        for line in self.admin("/metrics")[1].splitlines():
-            named = line.startswith((name + "{", name + " "))
-            if named and all(f'{key}="{value}"' in line for key, value in labels.items()):
-                total += float(line.rpartition(" ")[2])
-        return total
+        """Return the sum of a metric over its samples with these labels, once no worker is silent."""
+        page = wait_until(self._page_of_all, what="every worker says how it is")
+        return _sum(page, name, labels)
+
+    def _page_of_all(self) -> str | None:
+        page = self.admin("/metrics")[1]
+        return page if _sum(page, "millrace_collector_workers", {}) == len(self.worker_pids()) else None
 
     def end(self, grace_s: float = 120.0) -> int:
         """Ask it to end, and return its exit code."""
@@ -88,6 +89,15 @@ class Serving:
             return self.process.wait(grace_s)
         finally:
             self.reading.join(60)
+
+
+def _sum(page: str, name: str, labels: Mapping[str, str]) -> float:
+    total = 0.0
+    for line in page.splitlines():
+        named = line.startswith((name + "{", name + " "))
+        if named and all(f'{key}="{value}"' in line for key, value in labels.items()):
+            total += float(line.rpartition(" ")[2])
+    return total
 
 
 @contextlib.contextmanager
