@@ -2,8 +2,9 @@
 
 The order of a user within a partition holds through failures because nothing is ever let past: the producer is
 gap-less, so one record that a broker refuses for good ends it before a later one is written, and records do not expire
-on their own (docs/sinks.md). What a delivery handed over and then gave up waiting for stays in the producer, and the
-same event that comes again joins it: no second copy, and no place lost.
+on their own (docs/sinks/kafka.md). Until a partition knows the producer that is not enough, and a user has one record
+under way there (kafka_under_way.py). What a delivery handed over and then gave up waiting for stays in the producer,
+and the same event that comes again joins it: no second copy, and no place lost.
 """
 
 import asyncio
@@ -16,9 +17,9 @@ from confluent_kafka import KafkaError, KafkaException
 from millrace.config.secrets import SecretError, SecretReference
 from millrace.sinks.bodies import Bodies, check_format
 from millrace.sinks.kafka_errors import ABOUT_EVENTS, LOST, down
-from millrace.sinks.kafka_producer import Producer, Record, Sent, Waiting
+from millrace.sinks.kafka_producer import Producer, Record
+from millrace.sinks.kafka_under_way import Batch, UnderWay
 from millrace.sinks.sink import (
-    DELIVERED,
     CannotOpenSinkError,
     Delivery,
     Fault,
@@ -60,9 +61,9 @@ class _Connection:
         self.settings: dict[str, object] = {}
         self.producer: Producer | None = None
         self.careful: Producer | None = None
-        self.under_way: dict[int, Sent] = {}
-        """By position: what is handed over, and not known to its delivery yet."""
-        self.topics: set[str] = set()
+        self.under_way = UnderWay()
+        self.topics: dict[str, int] = {}
+        """How many partitions each has; 0 until that is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +119,8 @@ class Kafka(Sink):
         connection = self._connection
         connection.bodies = Bodies(self.format, self.schemas)
         connection.settings = self._settings()
-        producer = self._producer()
         for topic in {self.topic, *connection.topics}:
-            try:
-                found = await asyncio.to_thread(producer.look_up, topic, min(self.patience_s, 10.0))
-            except KafkaException as error:
-                raise SinkDownError(f"Kafka at {self.brokers} does not answer: {error.args[0].str()}") from error
-            if found is not None:
-                raise down(topic, found)
+            await self._look_up(topic)
 
     async def close(self) -> None:
         """Hand over what is buffered, for a moment, and disconnect."""
@@ -136,6 +131,16 @@ class Kafka(Sink):
         connection.producer = connection.careful = None
         connection.under_way.clear()
 
+    async def _look_up(self, topic: str) -> None:
+        """Learn how many partitions a topic has; raise as `open` does."""
+        try:
+            found = await asyncio.to_thread(self._producer().look_up, topic, min(self.patience_s, 10.0))
+        except KafkaException as error:
+            raise SinkDownError(f"Kafka at {self.brokers} does not answer: {error.args[0].str()}") from error
+        if isinstance(found, KafkaError):
+            raise down(topic, found)
+        self._connection.topics[topic] = found
+
     async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
         """Hand over records in order, and wait until the brokers have them.
 
@@ -145,109 +150,49 @@ class Kafka(Sink):
         topic = delivery.target or self.topic
         if not _TOPIC.fullmatch(topic):
             raise SinkDownError(f"route {delivery.route}: its target {topic!r} is no topic: correct it")
-        self._connection.topics.add(topic)
+        if not self._connection.topics.setdefault(topic, 0):
+            await self._look_up(topic)
         bodies, schema = await self._connection.bodies.of(delivery)
         more: list[tuple[str, str | bytes | None]] = [("schema", schema.encode())] if schema else []
         records = [
             Record(topic, key.encode(), body, [("message_id", message_id.encode()), *more])
             for key, body, message_id in zip(delivery.user_keys, bodies, delivery.message_ids, strict=True)
         ]
-        outcomes: dict[int, Outcome] = {}
+        batch = Batch(topic, self._connection.topics[topic], records, delivery.positions)
         try:
             async with asyncio.timeout(self.patience_s):
-                await self._deliver(records, delivery.positions, outcomes)
+                await self._deliver(batch)
         except TimeoutError:
             raise SinkDownError(f"Kafka at {self.brokers} has not taken all within {self.patience_s:g} s") from None
-        return [outcomes[row] for row in range(len(records))]
+        return [batch.outcomes[row] for row in range(len(records))]
 
-    async def _deliver(self, records: Sequence[Record], positions: Sequence[int], outcomes: dict[int, Outcome]) -> None:
+    async def _deliver(self, batch: Batch) -> None:
         """Fill in the outcome of every row: as one, and where a row may be unfit, one by one."""
         for _ in range(_MOST_RESTARTS):
-            left = [row for row in range(len(records)) if row not in outcomes]
             producer = self._producer()
-            failed = await self._send(producer, records, positions, left, outcomes)
+            failed = await self._connection.under_way.send(producer, batch, batch.left())
             if not failed:
                 return
             if any(error.code() in ABOUT_EVENTS for error in failed.values()):
-                await self._deliver_one_by_one(records, positions, outcomes)
+                await self._deliver_one_by_one(batch)
                 return
-            for row, error in failed.items():
+            for error in failed.values():
                 if error.code() not in LOST:
-                    raise down(records[row].topic, error)
+                    raise down(batch.topic, error)
             producer.end()  # by another delivery's record: the same again, with a new one
         raise SinkDownError(f"Kafka at {self.brokers} made the producer give up {_MOST_RESTARTS} times")
 
-    async def _deliver_one_by_one(
-        self, records: Sequence[Record], positions: Sequence[int], outcomes: dict[int, Outcome]
-    ) -> None:
+    async def _deliver_one_by_one(self, batch: Batch) -> None:
         """Find the record that a broker refuses: it refuses all that came with it in a request."""
         connection = self._connection
         if connection.careful is None or connection.careful.is_ended:
             connection.careful = Producer(connection.settings | _ALONE, is_gapless=False)
-        for row, record in enumerate(records):
-            if row in outcomes:
-                continue
-            failed = await self._send(connection.careful, records, positions, [row], outcomes)
+        for row in batch.left():
+            failed = await connection.under_way.send(connection.careful, batch, [row])
             for error in failed.values():
                 if error.code() not in ABOUT_EVENTS:
-                    raise down(record.topic, error)
-                outcomes[row] = Rejected(Fault.REJECTED, f"Kafka refuses it for {record.topic}: {error.str()}")
-
-    async def _send(
-        self,
-        producer: Producer,
-        records: Sequence[Record],
-        positions: Sequence[int],
-        rows: Sequence[int],
-        outcomes: dict[int, Outcome],
-    ) -> dict[int, KafkaError]:
-        """Hand over rows that are not under way yet, wait for all; return those that failed, with how."""
-        under_way = self._connection.under_way
-        failed: dict[int, KafkaError] = {}
-        # What another producer still holds comes first: it may be lost there, and nothing of its user may get past it.
-        elsewhere = [row for row in rows if (held := under_way.get(positions[row])) and held.producer is not producer]
-        if elsewhere:
-            asked = [(row, under_way[positions[row]]) for row in elsewhere]
-            failed = await self._settle(asked, positions, outcomes)
-            if failed:
-                return failed
-        asked = []
-        for row in rows:
-            if row in outcomes:
-                continue
-            sent = under_way.get(positions[row])
-            if sent is None:
-                sent = Sent(producer)
-                try:
-                    await producer.produce(records[row], sent)
-                except KafkaException as raised:
-                    error = raised.args[0]
-                    if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                        failed[row] = error
-                        break  # or a later one might get past it
-                    size = len(records[row].value)
-                    outcomes[row] = Rejected(Fault.REFUSED, f"its {size:,} bytes are above message.max.bytes")
-                    continue
-                under_way[positions[row]] = sent
-            asked.append((row, sent))
-        return failed | await self._settle(asked, positions, outcomes)
-
-    async def _settle(
-        self, asked: Sequence[tuple[int, Sent]], positions: Sequence[int], outcomes: dict[int, Outcome]
-    ) -> dict[int, KafkaError]:
-        """Wait until it is known what became of records; return those that failed, with how."""
-        waiting = Waiting()
-        for _, sent in asked:
-            waiting.add(sent)
-        await waiting.all()
-        failed: dict[int, KafkaError] = {}
-        for row, sent in asked:
-            del self._connection.under_way[positions[row]]
-            if sent.error is None:
-                outcomes[row] = DELIVERED
-            else:
-                failed[row] = sent.error
-        return failed
+                    raise down(batch.topic, error)
+                batch.outcomes[row] = Rejected(Fault.REJECTED, f"Kafka refuses it for {batch.topic}: {error.str()}")
 
     def _producer(self) -> Producer:
         """Return the producer; a new one where the last was ended by an error."""

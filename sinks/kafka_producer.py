@@ -2,10 +2,16 @@
 
 Its own event loop polls it, without a thread: a report is a plain call, where a thread of its own would hand each over
 and fight for the interpreter's lock. (confluent_kafka.aio, in 2.16, has no headers in its batches.)
+
+Sequence numbers hold a producer to its order in a partition only from its first record there on: a broker that knows
+nothing of a producer takes any request of it as the first, also where it has just refused the one before (KIP-360; from
+Kafka 4.5 on not in a partition that never had a record). `Taken` tells where that is behind us.
 """
 
 import asyncio
 import logging
+import time
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import confluent_kafka
@@ -18,6 +24,8 @@ _BUSY_PAUSE_S = 0.002
 _IDLE_PAUSE_S = 0.5
 _FULL_PAUSE_S = 0.005
 _CLOSE_S = 2.0
+_FORGET_S = 600.0
+"""What is known of brokers is good for so long, or twice that; they forget a producer that writes nothing for a day."""
 
 
 class Record(NamedTuple):
@@ -29,22 +37,46 @@ class Record(NamedTuple):
     headers: list[tuple[str, str | bytes | None]]
 
 
+class Taken:
+    """Which partitions of a topic have lately taken records of one producer."""
+
+    def __init__(self) -> None:
+        self.lately: set[int] = set()
+        """Of reports to come: a partition that took a record."""
+        self._before: set[int] = set()
+        self._turn_at = time.monotonic() + _FORGET_S
+
+    def is_by_all(self, partitions: int) -> bool:
+        """Return whether each partition of the topic has, of so many, or more where more have been seen."""
+        now = time.monotonic()
+        if now >= self._turn_at:
+            self._before = self.lately if now < self._turn_at + _FORGET_S else set()
+            self.lately = set()
+            self._turn_at = now + _FORGET_S
+        known = self.lately | self._before
+        return len(known) >= max(partitions, max(known, default=0) + 1)
+
+
 class Sent:
     """A record that was handed over, to a producer."""
 
-    __slots__ = ("error", "is_known", "producer", "waiting")
+    __slots__ = ("_taken_by", "error", "is_known", "producer", "waiting")
 
-    def __init__(self, producer: "Producer") -> None:
+    def __init__(self, producer: "Producer", taken_by: set[int]) -> None:
+        """Make one for `produce`; the partition that takes the record is added to `taken_by`."""
         self.producer = producer
+        self._taken_by = taken_by
         self.is_known = False
         self.error: KafkaError | None = None
         """None, once it is known: every replica that has to has it."""
         self.waiting: Waiting | None = None
 
-    def report(self, error: KafkaError | None, _: Any) -> None:
+    def report(self, error: KafkaError | None, message: Any) -> None:
         """Take librdkafka's report; once."""
         self.is_known = True
         self.error = error
+        if error is None:
+            self._taken_by.add(message.partition())
         if self.waiting is not None:
             self.waiting.one_is_known()
 
@@ -94,6 +126,8 @@ class Producer:
             }
         )
         self.is_ended = False
+        self.taken: defaultdict[str, Taken] = defaultdict(Taken)
+        """By topic."""
         self._is_closed = False
         self._work = asyncio.Event()
         self._polling = asyncio.create_task(self._poll())
@@ -115,10 +149,14 @@ class Producer:
                 self._work.set()
                 return
 
-    def look_up(self, topic: str, timeout_s: float) -> KafkaError | None:
-        """Ask a broker for a topic; return what is wrong with it. Blocks. Raises KafkaException: no broker answers."""
-        wrong: KafkaError | None = self._producer.list_topics(topic, timeout_s).topics[topic].error
-        return wrong
+    def look_up(self, topic: str, timeout_s: float) -> int | KafkaError:
+        """Ask a broker for a topic; return how many partitions it has, or what is wrong with it.
+
+        Blocks. Raises KafkaException: no broker answers.
+        """
+        found = self._producer.list_topics(topic, timeout_s).topics[topic]
+        wrong: KafkaError | None = found.error
+        return len(found.partitions) if wrong is None else wrong
 
     def end(self) -> None:
         """Write nothing more: everything that is not written is reported as lost."""
@@ -140,10 +178,18 @@ class Producer:
         del self._producer  # stops librdkafka's threads, and waits for them
 
     async def _poll(self) -> None:
-        """Take reports: every few milliseconds while any are due, until the producer is closed or ended and empty."""
+        """Take reports: every few milliseconds while any are due, until the producer is closed or ended and empty.
+
+        What has waited too long for its broker is given back, for a new producer: the broker may come back without
+        remembering this one.
+        """
+        heard_at = time.monotonic()
         while True:
             try:
-                self._producer.poll(0)
+                if self._producer.poll(0) or not len(self._producer):
+                    heard_at = time.monotonic()
+                elif time.monotonic() > heard_at + _FORGET_S:
+                    self.end()
             except KafkaException as error:
                 if not self.is_ended:
                     _LOG.warning("the producer is replaced: %s", error.args[0].str())

@@ -121,6 +121,20 @@ def test_what_the_topic_finds_too_large_is_rejected_and_nothing_overtakes_it(kaf
     )
 
 
+def test_nothing_overtakes_what_is_refused_in_the_very_first_request_of_a_producer(kafka: Kafka):
+    """With requests under way behind it, which a broker takes that knows nothing of the producer yet."""
+    topic = kafka.create_topic("first", partitions=1, max_message_bytes="3000")
+    before = delivery_of([Made("before", 0)])  # from Kafka 4.5 on only a partition that had records lets them past
+    asyncio.run(deliver_once(KafkaSink(kafka.address, topic), before))
+    events = [Made("anna", number, "x" * (6_000 if number == 1 else 20)) for number in range(40)]
+    sink = KafkaSink(
+        kafka.address, topic, config={"batch.num.messages": 4, "compression.type": "none", "linger.ms": 100}
+    )
+    (outcomes,) = asyncio.run(deliver_once(sink, delivery_of(events)))
+    assert [number for number, outcome in enumerate(outcomes) if outcome is not DELIVERED] == [1]
+    assert first_order(places(kafka.records(topic))) == {"before": [0], "anna": [0, *range(2, 40)]}
+
+
 def test_requests_larger_than_the_topic_takes_cost_no_event_that_fits(kafka: Kafka):
     topic = kafka.create_topic("narrow", partitions=1, max_message_bytes="3000")
     events = made_events(users=4, each=30, text="x" * 500)
@@ -138,6 +152,10 @@ def test_a_topic_that_is_not_there_holds_everything_up_until_it_is(kafka: Kafka)
         await asyncio.to_thread(kafka.create_topic, "later")
         await sink.open(NoMemory())
         outcomes = await sink.deliver(delivery_of([Made("anna", 0)]))
+        with pytest.raises(SinkDownError, match=says.replace("later", "target")):
+            await sink.deliver(delivery_of([Made("anna", 1)], first=1, target="target"))
+        with pytest.raises(SinkDownError, match=says.replace("later", "target")):
+            await sink.open(NoMemory())
         await sink.close()
         return outcomes
 

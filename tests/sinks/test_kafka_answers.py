@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from millrace.sinks import kafka_producer
 from millrace.sinks.kafka import Kafka
 from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Fault, Outcome, Rejected, SinkDownError
 from tests.support.feeding import Feeder, Made, NoMemory, delivery_of, feed, first_order, made_events, whole_order
@@ -191,6 +192,31 @@ def test_what_an_ended_producer_may_still_hold_is_not_overtaken():
             held_by = sink._connection.producer
             assert held_by is not None
             held_by.end()
+            mock.set_up()
+            return await until_delivered(sink, delivery_of(events))
+
+        assert asyncio.run(work()) == [DELIVERED] * 10
+        assert first_order(read(mock)) == {"anna": [0]} | whole_order(events)
+
+
+def test_what_waits_too_long_for_its_broker_goes_to_a_new_producer(monkeypatch: pytest.MonkeyPatch):
+    """By then the broker may have forgotten the old one."""
+    events = made_events(users=2, each=5)
+    with MockKafka() as mock:
+        mock.create_topic("events", partitions=1)
+        sink = Kafka(mock.address, "events", config=QUICK, patience_s=0.3)
+
+        async def work() -> Sequence[Outcome]:
+            await sink.open(NoMemory())
+            await until_delivered(sink, delivery_of([Made("anna", 0)], first=100))
+            old = sink._connection.producer
+            assert old is not None
+            mock.set_down()
+            monkeypatch.setattr(kafka_producer, "_FORGET_S", 0.1)
+            while not old.is_ended:
+                with pytest.raises(SinkDownError):
+                    await sink.deliver(delivery_of(events))
+            monkeypatch.undo()
             mock.set_up()
             return await until_delivered(sink, delivery_of(events))
 
