@@ -13,6 +13,7 @@ from millrace.config.yaml_page import MistakesError, Page, shown, text_of
 from millrace.delivery.make import NoSinkError, make_sink, sink_class
 from millrace.delivery.retry import RetryPolicy
 from millrace.delivery.settings import Fanout, SinkSettings
+from millrace.sinks.sink import Sink
 
 SINK = ("use", "with", "retry", "max_events", "max_in_flight", "deadline", "hot_user_events", "max_waiting")
 RETRY = ("first", "longest", "tries", "for")
@@ -49,8 +50,9 @@ def read_fanout(text: str, path: str) -> Fanout:
     if page.root is not None:
         sections = {name.value: value for name, value in page.pairs(page.root, "the file")}
     nodes = _named_sinks(page, sections.get("sinks"))
-    sinks = [_sink(page, name, node) for name, node in nodes.items()]
-    routes = read_routes(page, sections.get("routes"), list(nodes), own_columns(page, sections.get("transforms")))
+    made: dict[str, Sink | None] = dict.fromkeys(nodes)
+    sinks = [_sink(page, name, node, made) for name, node in nodes.items()]
+    routes = read_routes(page, sections.get("routes"), made, own_columns(page, sections.get("transforms")))
     _consent_is_read(page, sections)
     if page.mistakes:
         raise FanoutError(path, page.mistakes)
@@ -92,7 +94,7 @@ def _named_sinks(page: Page, node: yaml.Node | None) -> dict[str, yaml.Node]:
     return found
 
 
-def _sink(page: Page, name: str, node: yaml.Node) -> SinkSettings | None:
+def _sink(page: Page, name: str, node: yaml.Node, made: dict[str, Sink | None]) -> SinkSettings | None:
     of = page.members(node, name, SINK)
     use = page.text(of.get("use"), f"{name}: use")
     if "use" not in of and isinstance(node, yaml.MappingNode):
@@ -108,11 +110,13 @@ def _sink(page: Page, name: str, node: yaml.Node) -> SinkSettings | None:
         or SinkSettings.hot_user_events,
         max_waiting=page.whole(of.get("max_waiting"), f"{name}: max_waiting", 10_000_000) or SinkSettings.max_waiting,
     )
-    return None if use is None else _with(page, settings, of, node)
+    return None if use is None else _with(page, settings, of, node, made)
 
 
-def _with(page: Page, settings: SinkSettings, of: Mapping[str, yaml.Node], entry: yaml.Node) -> SinkSettings:
-    """Add what `with` gives, and make the sink once to see that it takes it."""
+def _with(
+    page: Page, settings: SinkSettings, of: Mapping[str, yaml.Node], entry: yaml.Node, made: dict[str, Sink | None]
+) -> SinkSettings:
+    """Add what `with` gives, and make the sink once to see that it takes it; it is kept in `made`."""
     given = of.get("with")
     try:
         target = sink_class(settings.use)
@@ -123,7 +127,7 @@ def _with(page: Page, settings: SinkSettings, of: Mapping[str, yaml.Node], entry
     settings = dataclasses.replace(settings, given=values)
     if fits:
         try:
-            make_sink(settings)
+            made[settings.name] = make_sink(settings)
         except NoSinkError as error:
             page.wrong(_blamed(given, str(error)) or given or entry, f"{settings.name}: with: {error}")
     return settings

@@ -1,7 +1,7 @@
 """The section `routes:` of `millrace.yaml`: which events go to which sink, and as what."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import yaml
@@ -10,6 +10,7 @@ from millrace.config.columns import archived_columns, columns_before_order
 from millrace.config.expressions import Expression, ExpressionError, compile_expression
 from millrace.config.privacy import STRATEGIES
 from millrace.config.yaml_page import Page, line_of, meant, shown
+from millrace.sinks.sink import Sink
 from millrace.transforms.route import Route
 
 ROUTE = ("to", "name", "when", "columns", "sample", "sample_by", "rate", "consent", "order", "target")
@@ -20,13 +21,15 @@ _AT_SINK = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _MOST_A_SECOND = 1_000_000
 
 
-def read_routes(page: Page, node: yaml.Node | None, sinks: Sequence[str], own: pa.Schema) -> tuple[Route, ...]:
+def read_routes(
+    page: Page, node: yaml.Node | None, sinks: Mapping[str, Sink | None], own: pa.Schema
+) -> tuple[Route, ...]:
     """Read the section; what is wrong is noted, and left out.
 
     Args:
         page: the file.
         node: the section; None: there is none.
-        sinks: the names of those that there are.
+        sinks: those that there are, made, by name; None: one that has mistakes itself.
         own: the columns that the transforms of the file add.
     """
     routes: dict[str, tuple[Route, yaml.Node]] = {}
@@ -63,7 +66,7 @@ def _unreachable(page: Page, routes: Sequence[tuple[Route, yaml.Node]]) -> None:
             taken[lane] = route, item
 
 
-def _route(page: Page, item: yaml.Node, sinks: Sequence[str], own: pa.Schema) -> Route | None:
+def _route(page: Page, item: yaml.Node, sinks: Mapping[str, Sink | None], own: pa.Schema) -> Route | None:
     of = page.members(item, "routes", ROUTE)
     to = page.text(of.get("to"), "routes: to")
     if to is None:
@@ -71,7 +74,7 @@ def _route(page: Page, item: yaml.Node, sinks: Sequence[str], own: pa.Schema) ->
             page.wrong(item, "routes: to is missing; write the name of one of the sinks")
         return None
     if to not in sinks:
-        said = meant(to, sinks) if sinks else "there is none; add it to `sinks:`"
+        said = meant(to, list(sinks)) if sinks else "there is none; add it to `sinks:`"
         page.wrong(of["to"], f"routes: there is no sink {shown(of['to'])}; {said}")
     name = page.text(of.get("name"), f"{to}: name") or to
     if "name" in of and not _NAME.fullmatch(name):
@@ -81,19 +84,38 @@ def _route(page: Page, item: yaml.Node, sinks: Sequence[str], own: pa.Schema) ->
     required, strategy = _consent(page, of.get("consent"), f"{name}: consent")
     if "sample_by" in of and "sample" not in of:
         page.wrong(of["sample_by"], f"{name}: sample_by means nothing without sample; add it")
+    before = len(page.mistakes)
+    chosen = _columns(page, of.get("columns"), f"{name}: columns", columns)
+    target = page.text(of.get("target"), f"{name}: target") or ""
+    sink = sinks.get(to)
+    if sink is not None and len(page.mistakes) == before:
+        at_sink = {at: column for column, at in chosen} or {each: each for each in columns.there.names}
+        _ask(page, of.get("columns", item), f"{name}: columns", lambda: sink.check_columns(at_sink))
+        if target:
+            _ask(page, of["target"], f"{name}: target", lambda: sink.check_target(target))
     return Route(
         name=name,
         to=to,
         when=_when(page, of.get("when"), f"{name}: when", columns),
-        columns=_columns(page, of.get("columns"), f"{name}: columns", columns),
+        columns=chosen,
         sample=page.number(of.get("sample"), f"{name}: sample", 1) or 1.0,
         sample_by=page.choice(of.get("sample_by"), f"{name}: sample_by", ("user", "event")) or "user",
         rate=page.number(of.get("rate"), f"{name}: rate", _MOST_A_SECOND),
         is_ordered=is_ordered,
-        target=page.text(of.get("target"), f"{name}: target") or "",
+        target=target,
         consent=required,
         strategy=strategy,
     )
+
+
+def _ask(page: Page, node: yaml.Node, where: str, check: Callable[[], None]) -> None:
+    """Note what a sink has against a part of a route."""
+    try:
+        check()
+    except ValueError as error:
+        page.wrong(node, f"{where}: {error}")
+    except Exception as error:  # noqa: BLE001  a class of a user's own may raise anything
+        page.wrong(node, f"{where}: the sink's code fails at it: {type(error).__name__}: {error}")
 
 
 class _Known:

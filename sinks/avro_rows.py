@@ -92,13 +92,18 @@ def avro_rows(columns: pa.Schema) -> AvroRows:
     return AvroRows(columns)
 
 
+def check_name(column: str) -> None:
+    """Raise NoAvroError where a column's name is none in Avro."""
+    if not _NAME.fullmatch(column):
+        raise NoAvroError(
+            f"the column {column!r} has no Avro name (letters, digits and _): rename it in the route's columns"
+        )
+
+
 def _record(name: str, fields: Any) -> tuple[dict[str, Any], list[pa.DataType]]:
     avro, plain = [], []
     for field in fields:
-        if not _NAME.fullmatch(field.name):
-            raise NoAvroError(
-                f"the column {field.name!r} has no Avro name (letters, digits and _): rename it in the route's columns"
-            )
+        check_name(field.name)
         kind, arrow = _type(field.type, f"{name}.{field.name}")
         if field.nullable and kind != "null":
             avro.append({"name": field.name, "type": ["null", kind], "default": None})

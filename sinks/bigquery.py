@@ -94,6 +94,10 @@ class BigQuery(Sink):
             raise ValueError(f"a table is named project.dataset.table, got {target or self.table!r}")
         return ".".join(name)
 
+    def check_target(self, target: str) -> None:
+        """Refuse what is no name of a table."""
+        self._named(target)
+
     async def open(self, memory: Memory) -> None:
         """Connect, and find out about appends that were under way when the last process ended."""
         await self.close()

@@ -1,8 +1,9 @@
 """Bodies: rows become the bodies of messages, in the format that a queue's sink is set to."""
 
 import asyncio
+from collections.abc import Iterable
 
-from millrace.sinks.avro_rows import NoAvroError, avro_rows
+from millrace.sinks.avro_rows import NoAvroError, avro_rows, check_name
 from millrace.sinks.sink import CannotOpenSinkError, Delivery, SinkDownError
 from millrace.sinks.storage import Location, StorageError, explain, locate
 
@@ -19,6 +20,12 @@ def check_format(form: str, schemas: str) -> None:
         )
     if form != "avro" and schemas:
         raise ValueError("schemas is for format avro only")
+
+
+def check_names(form: str, columns: Iterable[str]) -> None:
+    """Raise ValueError where bodies of that format cannot hold columns of these names."""
+    for column in columns if form == "avro" else ():
+        check_name(column)
 
 
 class Bodies:

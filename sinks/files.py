@@ -9,12 +9,9 @@ the next start, torn line or not; what is within it is known again.
 import asyncio
 import contextlib
 import dataclasses
-import datetime as dt
 import gzip
 import os
-import re
 import secrets
-import string
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,11 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.sinks.file_names import fields_of, file_name
 from millrace.sinks.recent_ids import RecentIds
 from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Memory, Outcome, Sink, SinkDownError
 
-_FIELDS = frozenset({"route", "target", "date", "hour"})
-_UNFIT = re.compile(r"[^\w.=+-]|^\.+")
 _LOOK_S = 1.0
 """How often is looked for files that are old enough to be closed."""
 
@@ -100,17 +96,14 @@ class Files(Sink):
         """Check the settings: ValueError, in a sentence."""
         if not self.folder:
             raise ValueError("folder must name a folder")
-        try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(self.name) if field is not None}
-        except ValueError as error:
-            raise ValueError(f"name is no template: {error}") from error
-        if not fields <= _FIELDS:
-            raise ValueError(f"name may hold {', '.join(f'{{{each}}}' for each in sorted(_FIELDS))}, got {self.name!r}")
-        path = Path(self.name)
-        if path.is_absolute() or ".." in path.parts or not self.name or self.name.endswith("/"):
-            raise ValueError(f"name must name a file inside the folder, got {self.name!r}")
+        fields_of(self.name)
         if self.roll_bytes <= 0 or self.roll_s <= 0:
             raise ValueError("roll_bytes and roll_s must be positive")
+
+    def check_target(self, target: str) -> None:  # noqa: ARG002  what is unfit in it becomes _
+        """Refuse a target that the files' names do not hold."""
+        if "target" not in fields_of(self.name):
+            raise ValueError("the files' name lacks {target}, so it would mean nothing: add that, or remove it")
 
     async def open(self, memory: Memory) -> None:
         """Make the folder, and cut off what was not delivered when the last process ended."""
@@ -173,7 +166,8 @@ class Files(Sink):
             new = [row for row, is_known in enumerate(known) if not is_known]
             if new:
                 lines = delivery.json()
-                await self._append(recent, self._stem(delivery), b"".join(lines[row] + b"\n" for row in new))
+                stem = file_name(self.name, delivery.route, delivery.target, time.time())
+                await self._append(recent, stem, b"".join(lines[row] + b"\n" for row in new))
                 ids = [delivery.message_ids[row] for row in new]
                 recent.add(ids)
                 recent.write(opened.note())
@@ -196,11 +190,6 @@ class Files(Sink):
             raise SinkDownError(f"{self.folder} cannot be written to: {error.strerror}") from error
         opened.parts[stem] = part
         part.size += len(data)
-
-    def _stem(self, delivery: Delivery) -> str:
-        now = dt.datetime.fromtimestamp(time.time(), dt.UTC)
-        given = {"route": delivery.route, "target": delivery.target, "date": f"{now:%Y-%m-%d}", "hour": f"{now:%H}"}
-        return self.name.format(**{name: _UNFIT.sub("_", value) or "_" for name, value in given.items()})
 
     def _create(self, stem: str) -> _Part:
         ending = "ndjson.gz" if self.compress else "ndjson"

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from confluent_kafka import KafkaError, KafkaException
 
 from millrace.config.secrets import SecretError, SecretReference
-from millrace.sinks.bodies import Bodies, check_format
+from millrace.sinks.bodies import Bodies, check_format, check_names
 from millrace.sinks.kafka_errors import ABOUT_EVENTS, LOST, down
 from millrace.sinks.kafka_producer import Producer, Record
 from millrace.sinks.kafka_under_way import Batch, UnderWay
@@ -96,8 +96,7 @@ class Kafka(Sink):
         check_format(self.format, self.schemas)
         if not self.brokers.strip():
             raise ValueError("brokers has to name one broker at least, as host:port")
-        if not _TOPIC.fullmatch(self.topic):
-            raise ValueError(f"a topic has 1 to 249 letters, digits, dots, _ or -, got {self.topic!r}")
+        self.check_target(self.topic)
         if self.patience_s <= 0:
             raise ValueError(f"patience_s must be positive, got {self.patience_s}")
         for name, value in self.config.items():
@@ -108,6 +107,15 @@ class Kafka(Sink):
                     SecretReference.parse(str(value))
                 except ValueError as error:
                     raise ValueError(f"config: {name} {error}") from error
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        """Refuse a route whose columns Avro cannot name."""
+        check_names(self.format, columns)
+
+    def check_target(self, target: str) -> None:
+        """Refuse what is no name of a topic."""
+        if not _TOPIC.fullmatch(target):
+            raise ValueError(f"a topic has 1 to 249 letters, digits, dots, _ or -, got {target!r}")
 
     async def open(self, memory: Memory) -> None:  # noqa: ARG002  Kafka needs none
         """Connect, and ask for the topics.

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -101,6 +101,18 @@ class Postgres(Sink):
             raise ValueError(f"tls has to be one of {', '.join(_TLS)}, got {self.tls!r}")
         if self.ca and self.tls != "verify-full":
             raise ValueError("ca is used by tls: verify-full only")
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        """Refuse a route that puts another column where the id of the rows has to be."""
+        if columns.get(self.key, "message_id") != "message_id":
+            raise ValueError(
+                f"{self.key} is the key of the table, and in this route it is {columns[self.key]}, not message_id: "
+                "give that column another name, or set the sink's key"
+            )
+
+    def check_target(self, target: str) -> None:
+        """Refuse what is no name of a table."""
+        table_parts(target)
 
     async def open(self, memory: Memory) -> None:  # noqa: ARG002  the table itself remembers
         """Connect; see Sink.open."""

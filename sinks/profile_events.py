@@ -1,6 +1,6 @@
 """Events of a delivery as profile.lua takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,16 @@ _traits = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
 
 
+def lacking(columns: Container[str], wanted: frozenset[str] | None) -> list[str]:
+    """Return which columns a profile is made of that are not among these, under these names."""
+    needed = ("type", "event", "occurred_at", *(("traits",) if _has_traits(wanted) else ()))
+    return [name for name in needed if name not in columns]
+
+
+def _has_traits(wanted: frozenset[str] | None) -> bool:
+    return wanted is None or len(wanted) > 0
+
+
 def profile_events(delivery: Delivery, wanted: frozenset[str] | None) -> list[Any]:
     """Return each row as profile.lua takes it; None where its traits cannot be read.
 
@@ -20,10 +30,7 @@ def profile_events(delivery: Delivery, wanted: frozenset[str] | None) -> list[An
         SinkDownError: the route leaves out a column that a profile is made of.
     """
     rows = delivery.rows
-    has_traits = wanted is None or len(wanted) > 0
-    needed = ("type", "event", "occurred_at", *(("traits",) if has_traits else ()))
-    lacks = [name for name in needed if name not in rows.schema.names]
-    if lacks:
+    if lacks := lacking(rows.schema.names, wanted):
         raise SinkDownError(f"a profile is made of columns that the route leaves out: add {', '.join(lacks)} to it")
     # As text, 2026-11-25 12:00:00.000000Z: all of one length.
     times = rows.column("occurred_at").cast(pa.timestamp("us", tz="UTC")).cast(pa.string())
@@ -53,7 +60,7 @@ def profile_events(delivery: Delivery, wanted: frozenset[str] | None) -> list[An
             strict=True,
         )
     ]
-    if has_traits:
+    if _has_traits(wanted):
         identifies = pc.and_(pc.equal(rows.column("type"), "identify"), rows.column("traits").is_valid())
         for row in pc.indices_nonzero(identifies).to_pylist():
             try:

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ from google.auth.exceptions import DefaultCredentialsError
 from google.pubsub_v1 import types
 
 from millrace.collector.publish import MAX_BYTES, MAX_MESSAGES, open_channel
-from millrace.sinks.bodies import Bodies, check_format
+from millrace.sinks.bodies import Bodies, check_format, check_names
 from millrace.sinks.column_values import column_texts
 from millrace.sinks.sink import (
     DELIVERED,
@@ -112,7 +112,18 @@ class PubSub(Sink):
             if name in _TAKEN or name.lower().startswith("goog") or not name or len(name.encode()) > 256:
                 raise ValueError(f"{name!r} cannot be an attribute's name: give the column another in the route")
 
-    async def open(self, memory: Memory) -> None:  # noqa: ARG002  Pub/Sub needs none
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        """Refuse a route without the columns that are to be attributes, or whose columns Avro cannot name."""
+        check_names(self.format, columns)
+        if lacks := [name for name in self.attributes if name not in columns]:
+            raise ValueError(f"the sink's attributes are columns, which the route leaves out: add {', '.join(lacks)}")
+
+    def check_target(self, target: str) -> None:
+        """Refuse what is no topic."""
+        if not _TOPIC.fullmatch(self._topic(target)):
+            raise ValueError(f"a topic is projects/PROJECT/topics/TOPIC, or TOPIC alone, got {target!r}")
+
+    async def open(self, memory: Memory) -> None:  # noqa: ARG002  it needs none
         """Connect, lazily. Raises CannotOpenSinkError where there are no credentials."""
         connection = self._connection
         if connection.channel is not None:  # what is under way on it, of other deliveries, has its time to end
@@ -166,12 +177,13 @@ class PubSub(Sink):
         raise failed
 
     def _topic_of(self, delivery: Delivery) -> str:
-        topic = delivery.target or self.topic
-        if "/" not in topic:
-            topic = f"{self.topic.rpartition('/')[0]}/{topic}"
+        topic = self._topic(delivery.target or self.topic)
         if not _TOPIC.fullmatch(topic):
             raise SinkDownError(f"route {delivery.route}: its target {delivery.target!r} is no topic: correct it")
         return topic
+
+    def _topic(self, name: str) -> str:
+        return name if "/" in name else f"{self.topic.rpartition('/')[0]}/{name}"
 
     def _key_of(self, user_key: str) -> str:
         if not self.ordering:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import secrets
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,7 +15,7 @@ from redis import exceptions as errors
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from millrace.sinks.profile_events import profile_events
+from millrace.sinks.profile_events import lacking, profile_events
 from millrace.sinks.references import is_reference, resolved
 from millrace.sinks.sink import (
     DELIVERED,
@@ -101,6 +101,11 @@ class Redis(Sink):
             raise ValueError(f"ttl_days has to be above 0, got {self.ttl_days}; leave it out for ever")
         if self.ids_kept < 1 or self.ids_days <= 0 or self.timeout_s <= 0:
             raise ValueError("ids_kept, ids_days and timeout_s have to be above 0")
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        """Refuse a route without what a profile is made of."""
+        if lacks := lacking(columns, None if self.traits is None else frozenset(self.traits)):
+            raise ValueError(f"a profile is made of columns that the route leaves out: add {', '.join(lacks)}")
 
     async def open(self, memory: Memory) -> None:
         """Connect; see Sink.open."""

@@ -8,7 +8,7 @@ circuit breaker, concurrency, what is remembered over a restart. Imports neither
 import abc
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -152,6 +152,24 @@ class Sink(abc.ABC):
     of it, in order. Where it does not, a delivery holds one event of a user at most, and no two under way share one."""
     keeps_ids: bool = False
     """Whether the destination itself knows an id again, so that a resend adds nothing: exactly once."""
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:  # noqa: B027  most sinks take any
+        """Refuse, before anything runs, a route whose columns this sink can do nothing with.
+
+        Args:
+            columns: of a route: the name that each has at the sink, and the archive's column that it is.
+
+        Raises:
+            ValueError: one sentence that says what to do; it becomes a mistake of the route's `columns`.
+        """
+
+    def check_target(self, target: str) -> None:  # noqa: ARG002  it has none
+        """Refuse, before anything runs, what a route names as its `target`. A sink that has targets overrides this.
+
+        Raises:
+            ValueError: one sentence that says what to do; it becomes a mistake of the route's `target`.
+        """
+        raise ValueError(f"{type(self).__name__} has no targets, so it would mean nothing: remove it")
 
     async def open(self, memory: Memory) -> None:  # noqa: B027  nothing to open is fine
         """Connect. Called once, before any delivery, in the lane's event loop; again after SinkDownError.

@@ -166,6 +166,7 @@ ROUTE_MISTAKES = {
     "{to: a, consent: {strategy: or}}": "a: consent: required is missing; write {required: [marketing], strategy: or}",
     "{to: a, consent: {required: [x], strategy: xor}}": "a: consent: strategy: 'xor' is not one of its values; did you "
     "mean or?",
+    "{to: a, target: x}": "a: target: Console has no targets, so it would mean nothing: remove it",
     "{to: a, target: [x]}": "a: target: has to be a text; put a list in quotes if it is meant so",
 }
 
@@ -178,6 +179,73 @@ def test_a_mistake_in_a_route_says_its_line_and_what_to_do(route: str):
         read_fanout(f"{head}sinks: {{a: {{use: console}}, b: {{use: console}}}}\nroutes:\n  - {route}", "m.yaml")
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"m.yaml:5: {ROUTE_MISTAKES[route]}")
+
+
+UNFIT = {
+    "redis, with: {url: redis://r}": {
+        "columns: [message_id, {type: kind}, traits]": "5: a: columns: a profile is made of columns that the route "
+        "leaves out: add type, event, occurred_at",
+        "target: x": "5: a: target: Redis has no targets, so it would mean nothing: remove it",
+    },
+    "webhook, with: {url: 'https://a.example'}": {
+        "target: x": "5: a: target: Webhook has no targets, so it would mean "
+    },
+    "files, with: {folder: x}": {
+        "target: x": "5: a: target: the files' name lacks {target}, so it would mean nothing: "
+    },
+    "postgres, with: {dsn: 'postgresql://p/x'}": {
+        "target: a.b.c": "5: a: target: the table 'a.b.c' has to be a name or schema.name, ",
+        "columns: [{user_key: message_id}]": "5: a: columns: message_id is the key of the table, and in this route it "
+        "is user_key, not message_id: give that column another name, or set the sink's key",
+    },
+    "postgres, with: {dsn: 'postgresql://p/x', key: event}": {
+        "rate: 1": "4: a: columns: event is the key of the table, and in this route it is event, not message_id: ",
+    },
+    "bigquery, with: {table: pro-ject.d.t}": {
+        "target: a.b.c.d": "5: a: target: a table is named project.dataset.table, "
+    },
+    "pubsub, with: {topic: projects/shop/topics/all, attributes: [plan, type]}": {
+        "columns: [{event: type}]": "5: a: columns: the sink's attributes are columns, which the route leaves out: "
+        "add plan",
+        "columns: [{event: type}, {user_id: plan}]\n    target: a b": "6: a: target: a topic is projects/PROJECT/"
+        "topics/TOPIC, or TOPIC alone, got 'a b'",
+    },
+    "kafka, with: {brokers: k, topic: t, format: avro, schemas: x}": {
+        "target: a b": "5: a: target: a topic has 1 to 249 letters, digits, dots, _ or -, got 'a b'",
+        "columns: [{event: its name}]": "5: a: columns: the column 'its name' has no Avro name (letters, digits and ",
+    },
+    f"'{SINKS}:Picky'": {
+        "columns: [event]": "5: a: columns: it needs user_id: add it",
+        "target: x": "5: a: target: the sink's code fails at it: KeyError: 'x'",
+    },
+}
+
+
+@pytest.mark.parametrize(("use", "route"), [(use, route) for use, routes in UNFIT.items() for route in routes])
+def test_a_route_that_its_sink_can_do_nothing_with_says_its_line_and_what_to_do(use: str, route: str):
+    with pytest.raises(FanoutError) as caught:
+        read_fanout(f"sinks:\n  a: {{use: {use}}}\nroutes:\n  - to: a\n    {route}", "m.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"m.yaml:{UNFIT[use][route]}")
+
+
+def test_targets_and_columns_that_the_sinks_take_are_no_mistakes():
+    fanout = read_fanout(
+        """
+sinks:
+  p: {use: postgres, with: {dsn: "postgresql://p/x", key: id}}
+  q: {use: pubsub, with: {topic: projects/shop/topics/all, attributes: [kind]}}
+  f: {use: files, with: {folder: x, name: "{target}/{date}"}}
+  r: {use: redis, with: {url: redis://r, traits: []}}
+routes:
+  - {to: p, columns: [{message_id: id}, event], target: shop.orders}
+  - {to: q, columns: [{type: kind}], target: projects/other/topics/all}
+  - {to: f, target: "eu/orders"}
+  - {to: r, columns: [type, event, occurred_at]}
+""",
+        "m.yaml",
+    )
+    assert [route.target for route in fanout.routes] == ["shop.orders", "projects/other/topics/all", "eu/orders", ""]
 
 
 def test_routes_that_can_get_no_event_or_have_the_name_of_another_are_told():

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from millrace.sinks.sink import DELIVERED, CannotOpenSinkError, Delivery, Memory, Outcome, Sink
 
@@ -30,6 +30,24 @@ class Kept(Sink):
             raise ValueError(f"url has to begin with https://, not {self.url!r}")
         if self.timeout_s > 60:
             raise KeyError(self.timeout_s)
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        return [DELIVERED] * len(delivery)
+
+    def check_target(self, target: str) -> None:
+        """Take any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picky(Sink):
+    """Needs a column; its code fails at every target."""
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        if "user_id" not in columns:
+            raise ValueError("it needs user_id: add it")
+
+    def check_target(self, target: str) -> None:
+        raise KeyError(target)
 
     async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
         return [DELIVERED] * len(delivery)

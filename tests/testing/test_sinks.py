@@ -5,7 +5,7 @@ import dataclasses
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -94,6 +94,31 @@ class WantsColumns(Right):
         return await super().deliver(delivery)
 
 
+class SaysWhatItWants(WantsColumns):
+    """Needs columns, and says so."""
+
+    def check_columns(self, columns: Mapping[str, str]) -> None:
+        if "received_at" not in columns:
+            raise ValueError("it needs received_at: add it")
+
+
+class Aims(Right):
+    """Has targets, and does not say so."""
+
+    targets: ClassVar[list[str]] = []
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Outcome]:
+        self.targets.append(delivery.target)
+        return await super().deliver(delivery)
+
+
+class SaysThatItAims(Aims):
+    """Has targets."""
+
+    def check_target(self, target: str) -> None:
+        """Take any."""
+
+
 class GoesOn(Right):
     """Leaves a task behind."""
 
@@ -138,7 +163,7 @@ def test_a_sink_that_keeps_everything_passes_and_is_measured():
     report = check_sink(Right, read=lambda: list(Right.table))
     assert report.events_per_s > 1_000
     assert report.checked == (
-        "made", "opens", "delivers", "nothing", "values", "columns", "redelivers", "cancelled", "together",
+        "made", "opens", "delivers", "nothing", "values", "columns", "targets", "redelivers", "cancelled", "together",
     )  # fmt: skip
 
 
@@ -153,6 +178,7 @@ def test_a_sink_that_keeps_everything_passes_and_is_measured():
         (ChokesOnNothing, r"nothing: IndexError"),
         (ChokesOnNulls, r"values: AssertionError"),
         (WantsColumns, r"columns: KeyError"),
+        (Aims, r"targets: it looks at the delivery's target, which no route may name: give it a check_target"),
         (GoesOn, r"opens: a task goes on after close"),
         (Delays, r"delivers: Retry\(.*\) instead of delivered"),
         (Locks, r"cancelled: RuntimeError: locked"),
@@ -160,7 +186,7 @@ def test_a_sink_that_keeps_everything_passes_and_is_measured():
     ],
 )
 def test_what_a_sink_lacks_is_named(sink: type[Sink], found: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("millrace.testing.sinks._ENDS_S", 0.01)
+    monkeypatch.setattr("millrace.testing.sink_run._ENDS_S", 0.01)
     read: Callable[[], Sequence[str]] = lambda: Twice.listed if sink is Twice else list(Right.table)  # noqa: E731
     Right.table.clear()
     with pytest.raises(SinkError, match=found), warnings.catch_warnings():
@@ -169,6 +195,11 @@ def test_what_a_sink_lacks_is_named(sink: type[Sink], found: str, monkeypatch: p
 
 def test_a_property_that_need_not_be_is_left_out():
     assert "columns" not in check_sink(WantsColumns, but=["columns"]).checked
+
+
+@pytest.mark.parametrize("sink", [SaysWhatItWants, SaysThatItAims])
+def test_what_a_sink_says_of_routes_is_not_held_against_it(sink: type[Sink]):
+    assert {"columns", "targets"} <= {*check_sink(sink).checked}
 
 
 def test_a_blocking_sink_runs_in_a_thread_one_delivery_at_a_time():
