@@ -2,8 +2,9 @@
 
 A lane is a sink with its routes of one kind of order. Each has a ledger in --state, in which its place in the queue and
 what became of every event are kept: end it, kill it, start it again, and it goes on where it was. Ctrl-C or SIGTERM:
-what is under way arrives, then the lanes end; a second one: they end at once. Exit codes: 0 ended as told; 1 a lane
-failed until the end; 2 it could not start, and one line says what to do.
+what is under way arrives, then the lanes end, and a line for each says what it delivered and what waits; a second one:
+they end at once. Exit codes: 0 ended as told; 1 a lane failed until the end; 2 it could not start, and one line says
+what to do: another one with the same --state, say.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from millrace.config.fanout import FanoutError, load_fanout
-from millrace.delivery.lane_process import BUSY, LaneJob
+from millrace.delivery.farewell import farewell, totals_of
+from millrace.delivery.hold import HeldError, holding
+from millrace.delivery.lane_process import LaneJob
 from millrace.delivery.metrics import serve
 from millrace.local import children
 from millrace.local.parts import how_it_ended
@@ -48,6 +51,7 @@ class _Lane:
     start_at_s: float = 0.0
     pause_s: float = _FIRST_PAUSE_S
     code: int | None = None
+    before: Mapping[str, int] = dataclasses.field(default_factory=dict)  # its totals, when the run began
 
     @property
     def name(self) -> str:
@@ -81,7 +85,7 @@ class _Lane:
     def _is_gone(self, now_s: float, how: str) -> None:
         lived_s = now_s - self.started_s
         self.pause_s = _FIRST_PAUSE_S if lived_s >= _STEADY_S else min(self.pause_s * 2, _LONGEST_PAUSE_S)
-        if self.code in {_MISCONFIGURED, BUSY}:
+        if self.code == _MISCONFIGURED:
             self.pause_s = _LONGEST_PAUSE_S
         self.start_at_s = now_s + self.pause_s
         _say(f"{self.name} {how}; it starts again in {self.pause_s:.0f} s, where it was.")
@@ -146,6 +150,20 @@ def main(arguments: Sequence[str]) -> int:
         )
         for lane in lanes
     ]
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(holding(options.state, [job.settings.name for job in jobs]))
+        except HeldError as error:
+            print(f"millrace deliver: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"millrace deliver: --state {options.state} cannot be used: {error.strerror}", file=sys.stderr)
+            return 2
+        return _serve(jobs, options)
+
+
+def _serve(jobs: Sequence[LaneJob], options: argparse.Namespace) -> int:
+    archive = locate(options.archive)
     try:
         names = [job.settings.name for job in jobs]
         pages = None if options.port is None else serve(options.state, options.port, options.host, names)
@@ -174,9 +192,15 @@ def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
         names = ", ".join(lane.name for lane in lanes)
         state = lanes[0].job.state
         _say(f"Delivering: {names}. Ctrl-C ends it; `millrace sinks --state {state}` shows how it goes.")
+    for lane in lanes:
+        lane.before = totals_of(lane.job.ledger)
     while not over.wait(0.1):
         for lane in lanes:
             lane.look()
+    if not quiet:
+        rest = "what is under way arrives"
+        rest = f"for {drain_s:g} s at most it goes on until all is delivered" if drain_s else rest
+        _say(f"Ending: {rest}. Ctrl-C once more ends it at once; what is under way then comes again.")
     running = {lane.name: lane.process for lane in lanes if lane.process is not None}
     _terminate(running.values())
     longest_s = max(lane.job.settings.sink.deadline_s for lane in lanes)
@@ -193,6 +217,8 @@ def _run(lanes: list[_Lane], drain_s: float, *, quiet: bool) -> int:
         if lane.name in running:
             lane.code = children.await_end(running[lane.name], 0.0)
         lane.clear()
+        if not quiet:
+            _say(farewell(lane.job.ledger, lane.before))
     return 0 if all(lane.code in _ENDED_WELL for lane in lanes) else 1
 
 

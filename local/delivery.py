@@ -29,7 +29,6 @@ def delivery(data: Path, parts: Parts, say: Callable[[str], None]) -> Iterator[N
         yield
         return
     arguments = [f"--config={data / FILE}", f"--archive={data / 'archive'}", f"--state={data / STATE}"]
-    arguments += [f"--topic={TOPIC}"]
     arguments += [f"--topic={TOPIC}", "--from_start", f"--drain_s={_DRAIN_S:g}", "--quiet"]
     process = children.start("millrace.delivery.run", arguments, os.environ)
     with parts.running(Part("delivery", process), _GRACE_S):
