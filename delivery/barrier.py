@@ -281,11 +281,12 @@ class Barrier:
     """The same here; it is the ledger that remembers what was put aside."""
 
     def retry(self, *, user_key: str | None = None, message_id: str | None = None) -> list[Pending]:
-        """Make what failed due now; return it. Its attempts stay counted."""
-        found = [e for e in self._failed.find(user_key, message_id) if e.place is Place.PAUSED]
+        """Make what failed due now; return it, with what was due already. Its attempts stay counted."""
+        found = [e for e in self._failed.find(user_key, message_id) if e.place is not Place.UNDER_WAY]
         for event in found:
-            event.next_us = 0
-            self._failed.pause(event)
+            if event.place is Place.PAUSED:
+                event.next_us = 0
+                self._failed.pause(event)
         return found
 
     def is_under_way(self, *, user_key: str | None = None, message_id: str | None = None) -> bool:

@@ -20,7 +20,7 @@ from millrace.delivery.barrier import Barrier
 from millrace.delivery.feed import Feed
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.pending import Pending, Settled
-from millrace.delivery.records import Mark, Order, Status, Trying
+from millrace.delivery.records import NOT_FOUND, Mark, Order, Status, Trying
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Dead, Undelivered
 from millrace.sinks.storage import StorageError
@@ -218,7 +218,8 @@ class Books:
             except sqlite3.Error:
                 break  # it is carried out, which is written down later
             del self._results[order.id]
-            _LOG.info("%s: %s %s (%s): %s", self._settings.name, order.verb, order.subject, order.told_by, result)
+            # Neither of whom nor of what: no user's key comes into a log. `millrace sinks log` has all of it.
+            _LOG.info("%s: %s, as %s told, is carried out", self._settings.name, order.verb, order.told_by)
         return bool(orders)
 
     async def _carry_out(self, order: Order) -> bool:
@@ -237,15 +238,21 @@ class Books:
                 return False
             found = self._barrier.retry(**whom)
             self._barrier.offer(back)
+            if whom and not found and not back:
+                self._results[order.id] = f"{NOT_FOUND}nothing of {order.subject} has failed or is parked"
+                return True
             self._results[order.id] = f"{len(found)} tried again now, {len(back)} brought back from parking"
             return True
         mark = Mark.SKIPPED if order.verb == "skip" else Mark.PARKED
         found = self._barrier.skip(**whom)
+        if whom and not found:
+            self._results[order.id] = f"{NOT_FOUND}nothing of {order.subject} has failed"
+            return True
         if found:
             self._settled.append((found, mark))
             self._noted += 1
             self.unsaved += len(found)
-        names = ", ".join(each.message_id for each in found[:20]) or "none of these has failed"
+        names = ", ".join(each.message_id for each in found[:20]) or "none has failed"
         more = f" and {len(found) - 20} more" if len(found) > 20 else ""
         left = "; what is being tried just now was left alone" if is_under_way else ""
         self._results[order.id] = f"{len(found)} {mark.name.lower()}: {names}{more}{left}"

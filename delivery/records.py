@@ -64,6 +64,10 @@ class Parked:
     rows: bytes
 
 
+NOT_FOUND = "not found: "
+"""So begins the result of an order about a user or an event of which the lane has nothing that failed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
     """What an operator told the lane: retry, skip or park; of a user (`user:KEY`), an event (`event:ID`) or `all`."""
@@ -76,6 +80,11 @@ class Order:
     reason: str
     done_us: int | None = None
     result: str | None = None
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether it was carried out, and there was nothing that it could be about."""
+        return self.result is not None and self.result.startswith(NOT_FOUND)
 
 
 class Status(msgspec.Struct, kw_only=True):

@@ -8,7 +8,8 @@
     millrace sinks log [SINK]                 what operators told the lanes, and what came of it
 
 SUBJECT is user:KEY, event:MESSAGE_ID or all: all events that have failed; others are not touched. Exit codes: 0; 1 (of
-the overview) a lane does not deliver; 2 one line says what is wrong.
+the overview) a lane does not deliver, or (of an order) nothing of that user or event has failed; 2 one line says what
+is wrong.
 """
 
 import argparse
@@ -26,10 +27,12 @@ import msgspec
 
 from millrace.delivery.clock import now_us
 from millrace.delivery.ledger import Ledger
+from millrace.delivery.records import Order
 from millrace.delivery.status import LaneView, NoLaneError, ledger_paths, look
 
 _ORDERS = ("retry", "skip", "park")
 _WAIT_S = 5.0
+_TOLD = "told; the lane does it as soon as it runs, or its delivery under way has ended: see `millrace sinks log`"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -138,14 +141,16 @@ def _order(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.subject != "all" and (kind not in {"user", "event"} or not value):
         parser.error(f"{options.subject!r} is no subject; give user:KEY, event:MESSAGE_ID or all")
     by = options.by or _who()
+    nothing = []
     for path in ledger_paths(options.state, options.sink):
         try:
             with contextlib.closing(Ledger(path)) as ledger:
-                order = ledger.tell(options.what, options.subject, by, options.reason)
-                print(f"{path.stem}: {_answer(ledger, order)}")
+                order = _answered(ledger, ledger.tell(options.what, options.subject, by, options.reason))
         except sqlite3.Error as error:
             raise NoLaneError(f"{path} cannot be written: {error}") from error
-    return 0
+        print(f"{path.stem}: {order.result or _TOLD}")
+        nothing.append(order.found_nothing)
+    return 1 if all(nothing) else 0  # of a sink with two lanes one has it
 
 
 def _who() -> str:
@@ -155,15 +160,14 @@ def _who() -> str:
         return f"uid {os.getuid()}"
 
 
-def _answer(ledger: Ledger, order: int) -> str:
-    """Wait a little for what comes of an order."""
+def _answered(ledger: Ledger, number: int) -> Order:
+    """Return an order, and wait a little for what comes of it."""
     until_s = time.monotonic() + _WAIT_S
-    while time.monotonic() < until_s:
-        done = next(each for each in ledger.orders() if each.id == order)
-        if done.result is not None:
-            return done.result
+    while True:
+        order = next(each for each in ledger.orders() if each.id == number)
+        if order.result is not None or time.monotonic() >= until_s:
+            return order
         time.sleep(0.1)
-    return "told; the lane does it as soon as it runs, or its delivery under way has ended: see `millrace sinks log`"
 
 
 def _as_json(view: LaneView, now: int) -> dict[str, object]:

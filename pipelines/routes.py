@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from millrace.collector import source_file
 from millrace.collector.sources import FILE
 from millrace.config.fanout import load_fanout
 from millrace.config.job import load_job
 from millrace.config.secrets import SecretError
-from millrace.config.yaml_page import MistakesError
+from millrace.config.yaml_page import MistakesError, meant, text_of
 from millrace.delivery.settings import Fanout
 from millrace.pipelines.one_event import Seen, see
 from millrace.pipelines.options import EventOptions
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(listing(fanout)))
             return 0
         job = load_job(given.config)
+        if wrong := _no_source(given.config, given.source):
+            print(f"millrace routes: --source {given.source}: {wrong}", file=sys.stderr)
+            return 2
         body = sys.stdin.buffer.read() if given.event == "-" else Path(given.event).read_bytes()
         seen = see(body, given.source, job, PipelineOptions([]).view_as(EventOptions))
     except MistakesError as error:
@@ -59,6 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print("\n".join(explanation(fanout, seen)))
     return 0 if seen.raw.num_rows or not seen.gone else 2
+
+
+def _no_source(path: str, name: str) -> str:
+    """Say that a file lists sources and not this one; empty: it has it, or lists none, as a job's own file may.
+
+    Raises:
+        SourcesError: the sources have mistakes.
+    """
+    if not name:
+        return ""
+    known = [source.id for source in source_file.read(text_of(path, source_file.SourcesError), path).sources]
+    return f"{path} has no such source; {meant(name, known)}" if known and name not in known else ""
 
 
 def listing(fanout: Fanout) -> list[str]:

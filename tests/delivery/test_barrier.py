@@ -398,6 +398,7 @@ def test_an_operator_makes_a_retry_due_now_and_takes_out_what_is_due():
     assert ids(lane.barrier.retry(user_key="b")) == ["b1"]
     assert lane.barrier.next_us() == 0
     assert lane.take(accepts=lambda _: False) == []  # now it is due
+    assert ids(lane.barrier.retry(user_key="b")) == ["b1"]  # which is no reason to say that there is none
     assert ids(lane.barrier.skip(user_key="b")) == ["b1"]
     lane.now += S
     assert lane.take() == ["a1"]

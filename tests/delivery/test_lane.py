@@ -381,7 +381,10 @@ async def test_retry_skip_and_park_are_carried_out_and_stay_on_record(tmp_path: 
         await it.until(lambda: feed.trying == ["ann1", "bob3", "eve5"])
         assert await _told(it, "skip", "user:ann") == "1 skipped: ann1"
         assert await _told(it, "park", "event:bob3") == "1 parked: bob3"
-        assert await _told(it, "skip", "event:ann2") == "0 skipped: none of these has failed"
+        not_failed = "not found: nothing of event:ann2 has failed"
+        assert await _told(it, "skip", "event:ann2") == await _told(it, "park", "event:ann2") == not_failed
+        nobody = "not found: nothing of user:nobody has failed or is parked"
+        assert await _told(it, "retry", "user:nobody") == nobody
         assert await _told(it, "dance", "all") == "not understood"
         assert await _told(it, "skip", "cat:x") == "not understood"
         await it.until(lambda: {"ann2", "bob4"} <= set(sink.taken))
@@ -392,11 +395,14 @@ async def test_retry_skip_and_park_are_carried_out_and_stay_on_record(tmp_path: 
             ("skip", "user:ann", "bob", "why not"),
             ("park", "event:bob3", "bob", "why not"),
             ("skip", "event:ann2", "bob", "why not"),
+            ("park", "event:ann2", "bob", "why not"),
+            ("retry", "user:nobody", "bob", "why not"),
             ("dance", "all", "bob", "why not"),
             ("skip", "cat:x", "bob", "why not"),
             ("retry", "all", "bob", "why not"),
         ]
         assert all(order.done_us is not None for order in it.ledger.orders())
+        assert [order.id for order in it.ledger.orders() if order.found_nothing] == [3, 4, 5]
     assert feed.marks == {name: Mark.SKIPPED if name == "ann1" else Mark.DELIVERED for name in feed.marks}
 
 

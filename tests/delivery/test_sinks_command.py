@@ -183,6 +183,39 @@ def test_an_order_waits_for_the_lane_and_stays_on_record(
     ]
 
 
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        (["not found: nothing of user:ann has failed", "not found: nothing of user:ann has failed"], 1),
+        (["not found: nothing of user:ann has failed", "1 skipped: m1"], 0),
+        (["1 skipped: m1", None], 0),
+        (["not found: nothing of user:ann has failed", None], 0),
+    ],
+)
+def test_an_order_of_which_no_lane_has_anything_is_a_failure(
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    results: list[str | None],
+    code: int,
+) -> None:
+    tell, told = Ledger.tell, "told; the lane does it as soon as it runs, or its delivery under way has ended: see "
+
+    def answered(ledger: Ledger, *order: str) -> int:
+        number = tell(ledger, *order)
+        result = results[ledger.path.stem == "crm.unordered"]
+        if result is not None:
+            ledger.done(number, result)
+        return number
+
+    monkeypatch.setattr(Ledger, "tell", answered)
+    with ledger_of(tmp_path, "crm", state="running"), ledger_of(tmp_path, "crm.unordered", state="running"):
+        pass
+    names = "crm", "crm.unordered"
+    said = [f"{name}: {result or told + '`millrace sinks log`'}\n" for name, result in zip(names, results, strict=True)]
+    assert run("skip", "crm", "user:ann") == (code, "".join(said), "")
+
+
 def test_where_the_user_has_no_name(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

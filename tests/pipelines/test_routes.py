@@ -166,6 +166,25 @@ def test_an_event_that_nothing_is_left_of_ends_with_2(tmp_path: Path, capsys: Ca
     )
 
 
+def test_a_source_that_the_file_does_not_list_is_a_mistake(tmp_path: Path, capsys: Captured):
+    routes_of = "sinks: {a: {use: console}}\nroutes: [{to: a, columns: [source_id]}]\n"
+    source = f"{{kind: server, keys: [{{begins: mrs_4fQx, sha256: {'1' * 64}}}]}}"
+    listed = f"sources:\n  shop: {source}\n  app: {source.replace('4fQx', '5fQx')}\n{routes_of}"
+    wrong = f"millrace routes: --source {{}}: {tmp_path}/millrace.yaml has no such source; {{}}\n"
+    assert explained(tmp_path, capsys, listed, order(), "--source", "zz", code=2) == wrong.format(
+        "zz", "there are: shop, app"
+    )
+    assert explained(tmp_path, capsys, listed, order(), "--source", "shopp", code=2) == wrong.format(
+        "shopp", "did you mean shop?"
+    )
+    assert '{"source_id":"app"}' in explained(tmp_path, capsys, listed, order(), "--source", "app")
+    # A job's file need not list the sources: the collector may have another.
+    assert '{"source_id":"zz"}' in explained(tmp_path, capsys, routes_of, order(), "--source", "zz")
+    broken = f"sources:\n  shop: {{kind: x}}\n{routes_of}"
+    told = explained(tmp_path, capsys, broken, order(), "--source", "shop", code=2)
+    assert told.startswith(f"{tmp_path}/millrace.yaml:2: ")
+
+
 def test_an_event_may_come_from_standard_input_and_there_may_be_no_route(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ):
