@@ -24,8 +24,8 @@ import pyarrow as pa
 from millrace.config.job import ConfigError, JobConfig, load_job
 from millrace.local.shop import Shop
 from millrace.schemas.envelope import Envelope
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables
 from millrace.sinks.tables import ARCHIVE, with_columns
 from millrace.transforms.batches import concat
 from millrace.transforms.contexts import Contexts

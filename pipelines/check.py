@@ -14,9 +14,9 @@ from millrace.config.job import JobConfig
 from millrace.config.privacy import Privacy
 from millrace.config.secrets import SecretError
 from millrace.pipelines.options import EventOptions, problem_with, problem_with_arguments
-from millrace.sinks.archive import Tables, committer, open_tables, recall
 from millrace.sinks.identities import recall_links
-from millrace.sinks.recall import recall_events
+from millrace.sinks.job_tables import Tables, committer, open_tables
+from millrace.sinks.recall import recall_events, recall_steps
 from millrace.transforms.deduplicate import remembered_here
 from millrace.transforms.protection import Protection
 from millrace.transforms.pubsub import SubscriptionClient, open_channel
@@ -133,7 +133,7 @@ def tables(tables_: Tables, config: JobConfig, options_: EventOptions) -> None:
         committer(tables_)
         if config.identity is not None:
             recall_links(tables_, config.identity)
-        recall(tables_, [*config.steps, *config.transforms], options_.shards)
+        recall_steps(tables_, [*config.steps, *config.transforms], options_.shards)
         if horizon_s := options_.dedup_horizon_s:
             remembered = remembered_here(tables_.run_id, horizon_s, options_.dedup_max_ids)
             recall_events(tables_, remembered, horizon_s)

@@ -23,7 +23,8 @@ from millrace.pipelines import check, one_node
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import PROMISES, Kind, RunnerRefusedError, kind_of
 from millrace.schemas.envelope import Envelope
-from millrace.sinks.archive import Tables, WriteArchive, WriteRecords, is_archived
+from millrace.sinks.archive import WriteArchive, WriteRecords
+from millrace.sinks.job_tables import Tables, is_archived
 from millrace.sinks.storage import StorageError
 from millrace.transforms.copies import added
 from millrace.transforms.decode import DecodeEnvelopes

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.sinks.archive import Tables, committer
+from millrace.sinks.job_tables import Tables, committer
 from millrace.transforms.link import NEEDS, Link, LinkRule, Links, links_of
 from millrace.transforms.link_store import ENTRIES, links_here, put_entries, records_of
 

@@ -19,9 +19,8 @@ from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.schemas.contracts import ADDED
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import ARCHIVE, DEAD_LETTERS, with_columns
 from tests.support.archives import write_archive
 from tests.support.batches import NOON_US, batch, event
@@ -53,7 +52,7 @@ def run(tables: Tables, config: JobConfig, *envelopes: Envelope) -> None:
             read = pipeline | "ReadEnvelopes" >> beam.Create([list(envelopes)]).with_output_types(list[Envelope])
             events.build(read, EventOptions([]), config, tables)
     finally:
-        archive._COMMITTERS.pop(tables, None)
+        forget_committer(tables)
 
 
 def test_flagged_stripped_and_refused_events_are_each_in_their_table(tmp_path: Path, config: JobConfig):

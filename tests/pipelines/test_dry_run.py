@@ -9,8 +9,7 @@ import pytest
 from millrace import cli
 from millrace.config.job import read_job
 from millrace.pipelines import dry_run
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables, committer
+from millrace.sinks.job_tables import Tables, committer, forget_committer
 from millrace.transforms.custom.timings import forget_timings
 from millrace.transforms.steps import Users
 from tests.support.batches import NOON_US, event
@@ -47,7 +46,7 @@ def archived(tmp_path: Path) -> Iterator[str]:
         committer(tables).commit_events([committer(tables).write_ahead(batch)], NOON_US)
     forget_timings()
     yield tables.archive
-    archive._COMMITTERS.pop(tables, None)
+    forget_committer(tables)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:

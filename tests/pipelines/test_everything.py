@@ -16,9 +16,8 @@ from millrace.local.shop import Habits, Shop
 from millrace.pipelines import check, events
 from millrace.pipelines.options import EventOptions
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import SPECS
 from millrace.transforms import copies
 from millrace.transforms.link_store import forget_links_here
@@ -74,7 +73,7 @@ def run(pulls: Sequence[Sequence[Envelope]], config: JobConfig, *options: str) -
                 )
                 events.build(read, given, config, tables)
         finally:
-            archive._COMMITTERS.pop(tables, None)
+            forget_committer(tables)
             forget_here()
             forget_links_here()
         for spec in SPECS:

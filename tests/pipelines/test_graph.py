@@ -21,9 +21,8 @@ from millrace.pipelines import check, events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import Kind
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import SPECS
 from millrace.transforms import copies
 from tests.support.batches import NOON_US
@@ -146,7 +145,7 @@ def run(folder: Path, pulls: Sequence[Sequence[Envelope]], *given_options: str) 
             read = pipeline | "ReadEnvelopes" >> beam.Create(list(map(list, pulls))).with_output_types(list[Envelope])
             events.build(read, options, config, tables)
     finally:
-        archive._COMMITTERS.pop(tables, None)
+        forget_committer(tables)
     found = {}
     for spec in SPECS:
         uri = getattr(tables, spec.name.replace(" ", "_"))

@@ -22,10 +22,9 @@ from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import Kind, why_not_prism
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
 from millrace.sinks.identities import recall_links
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import ARCHIVE, IDENTITIES, with_columns
 from millrace.transforms.link_store import forget_links_here
 from tests.pipelines.test_graph import SUBSCRIPTION, an_event
@@ -133,7 +132,7 @@ class Job:
     def die(self) -> None:
         """Let the process's memory go; the tables stay."""
         forget_links_here()
-        archive._COMMITTERS.pop(self.tables, None)
+        forget_committer(self.tables)
 
     def start(self) -> None:
         """Begin as main does on one node."""

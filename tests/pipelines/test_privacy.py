@@ -18,9 +18,8 @@ from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import why_not_prism
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import ARCHIVE, SPECS, with_columns
 from tests.support.batches import NOON_US
 from tests.support.privacy import SECRETS, keys, set_secrets
@@ -65,7 +64,7 @@ def run(folder: Path, config: JobConfig, bodies: list[bytes]) -> dict[str, list[
             read = pipeline | "ReadEnvelopes" >> beam.Create([envelopes]).with_output_types(list[Envelope])
             events.build(read, EventOptions(["--shards=2"]), config, tables)
     finally:
-        archive._COMMITTERS.pop(tables, None)
+        forget_committer(tables)
     found = {}
     for spec in SPECS:
         whole = with_columns(spec, config.added) if spec is ARCHIVE else spec

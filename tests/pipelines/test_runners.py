@@ -15,7 +15,7 @@ from millrace.config.job import JobConfig
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.pipelines.runners import Kind, RunnerRefusedError, kind_of, why_not_prism
-from millrace.sinks.archive import Tables
+from millrace.sinks.job_tables import Tables
 
 
 def test_each_runner_is_what_it_means():

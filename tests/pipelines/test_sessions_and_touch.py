@@ -17,9 +17,8 @@ from millrace.config.job import read_job
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import ARCHIVE
 from millrace.transforms.steps import forget_here
 from tests.support.along import Row, in_order, micros, sessions_of, touches_of
@@ -54,7 +53,7 @@ def run(pulls: Sequence[Sequence[Envelope]], *, alone: bool = True) -> list[Row]
                 read = pipeline | beam.Create(list(map(list, pulls))).with_output_types(list[Envelope])
                 events.build(read, EventOptions(["--shards=3"]), CONFIG, tables)
         finally:
-            archive._COMMITTERS.pop(tables, None)
+            forget_committer(tables)
             forget_here()
         return in_order(open_table(tables.archive, ARCHIVE).delta.to_pyarrow_table().to_pylist())
 

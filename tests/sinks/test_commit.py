@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from millrace.sinks import commit
-from millrace.sinks.archive import Tables, patiently
 from millrace.sinks.commit import Committed
+from millrace.sinks.job_tables import Tables, patiently
 from millrace.sinks.storage import StorageError
 from tests.support.batches import NOON_US, event
 from tests.support.commits import WINDOW_US, Desk, Done, Window

@@ -7,8 +7,8 @@ import pytest
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.commit import Committed, Part
+from millrace.sinks.job_tables import Tables
 
 
 class Timers:

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.schemas import dead_letter
-from millrace.sinks import archive, commit
-from millrace.sinks.archive import Tables
+from millrace.sinks import commit
 from millrace.sinks.commit import Committed, Committer, Part
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, committer, forget_committer
 from millrace.sinks.recall import recall_events
 from millrace.sinks.storage import StorageError
 from millrace.sinks.tables import SPECS, with_columns
@@ -92,11 +92,11 @@ class Desk:
     @property
     def committer(self) -> Committer:
         """The committer of the process that lives now."""
-        return archive.committer(self.tables)
+        return committer(self.tables)
 
     def restart(self) -> None:
         """Die and come back: the index and the receipts are gone, the tables stay."""
-        archive._COMMITTERS.pop(self.tables, None)
+        forget_committer(self.tables)
         self._remembered = None
         self.ledger = Ledger()
 

@@ -13,9 +13,8 @@ from millrace.config.job import read_job
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import SPECS
 from millrace.transforms.steps import forget_here
 from tests.pipelines.test_graph import an_event, envelope
@@ -47,7 +46,7 @@ def run(folder: Path, envelopes: list[Envelope], config: str = CONFIG) -> dict[s
             read = pipeline | "ReadEnvelopes" >> beam.Create([envelopes]).with_output_types(list[Envelope])
             events.build(read, EventOptions(["--shards=3"]), job, tables)
     finally:
-        archive._COMMITTERS.pop(tables, None)
+        forget_committer(tables)
         forget_here()
     found = {}
     for spec in SPECS:

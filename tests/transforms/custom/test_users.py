@@ -12,8 +12,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 from millrace.schemas.event import ARCHIVE, RECEIPT
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables, committer, recall
+from millrace.sinks.job_tables import Tables, committer, forget_committer
+from millrace.sinks.recall import recall_steps
 from millrace.transforms.batches import shard_of
 from millrace.transforms.custom.per_event import state_bytes
 from millrace.transforms.order import OrderPerUser
@@ -95,7 +95,7 @@ def tables(tmp_path: Path):
     (step,) = configured("Numbered")
     found = Tables.at(tmp_path, added=step.adds)
     yield found
-    archive._COMMITTERS.pop(found, None)
+    forget_committer(found)
     forget_here()
 
 
@@ -115,7 +115,7 @@ def test_on_one_node_it_is_rebuilt_from_the_archive_as_if_it_had_gone_on(tables:
 
     forget_here()
     (again,) = configured(entry)
-    recall(dataclasses.replace(tables, added=step.adds), [again], shards=2)
+    recall_steps(dataclasses.replace(tables, added=step.adds), [again], shards=2)
     found = []
     for shard in range(2):
         of_shard = ordered(rows[25:]).filter(pa.array(_shards(rows[25:]) == shard))
@@ -135,7 +135,7 @@ def test_what_is_older_than_it_remembers_is_not_rebuilt(tables: Tables):
     (step,) = configured("Numbered")
     rows = [event("1"), event("2", HOUR_S), event("3", 2 * HOUR_S)]
     commit(tables, step.apply(ordered(rows), Users()).batch)
-    recall(tables, [step], shards=1)
+    recall_steps(tables, [step], shards=1)
     found = step.apply(ordered([event("4", 2 * HOUR_S + 1)]), users_here(step, 0)).batch
     assert found.column("number").to_pylist() == [3]  # in one go it would have been 4: docs/guarantees.md says so
 
@@ -146,7 +146,7 @@ def test_recall_reads_only_what_the_class_says_and_what_the_archive_has(tables: 
     assert RECEIPT.name not in step.recalls
     commit(tables, step.apply(ordered([event("1")]), Users()).batch)
     step.recalls = ("message_id", "event", "not_there")
-    recall(tables, [step], shards=1)
+    recall_steps(tables, [step], shards=1)
     assert len(users_here(step, 0)) == 1
 
 
@@ -154,6 +154,6 @@ def test_a_class_that_does_not_name_what_it_reads_is_told_of(tables: Tables, cap
     (step,) = configured("Numbered")
     commit(tables, step.apply(ordered([event("1"), event("2")]), Users()).batch)
     step.recalls = ("message_id",)
-    recall(tables, [step], shards=1)
+    recall_steps(tables, [step], shards=1)
     (message,) = caplog.messages
     assert message.startswith("transform numbered: 2 archived events could not be recalled: KeyError (transforms.py:")

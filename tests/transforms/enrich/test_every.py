@@ -18,9 +18,8 @@ from millrace.config.job import read_job
 from millrace.pipelines import events
 from millrace.pipelines.options import EventOptions
 from millrace.schemas.envelope import Envelope
-from millrace.sinks import archive
-from millrace.sinks.archive import Tables
 from millrace.sinks.delta import open_table
+from millrace.sinks.job_tables import Tables, forget_committer
 from millrace.sinks.tables import ARCHIVE, with_columns
 from millrace.transforms.enrich.enrichment import memo_of
 from millrace.transforms.steps import Step
@@ -180,7 +179,7 @@ def run(folder: Path, bodies: list[bytes]) -> list[dict[str, Any]]:
             read = pipeline | "ReadEnvelopes" >> beam.Create(pulls).with_output_types(list[Envelope])
             events.build(read, EventOptions(["--shards=3"]), JOB, tables)
     finally:
-        archive._COMMITTERS.pop(tables, None)
+        forget_committer(tables)
     table = open_table(tables.archive, with_columns(ARCHIVE, JOB.added)).delta.to_pyarrow_table()
     rows: list[dict[str, Any]] = table.drop_columns(["envelope_id", "envelope_index"]).sort_by("message_id").to_pylist()
     return rows
