@@ -75,6 +75,7 @@ class Sent:
         """Take librdkafka's report; once."""
         self.is_known = True
         self.error = error
+        self.producer.has_reported = True
         if error is None:
             self._taken_by.add(message.partition())
         if self.waiting is not None:
@@ -128,6 +129,8 @@ class Producer:
         self.is_ended = False
         self.taken: defaultdict[str, Taken] = defaultdict(Taken)
         """By topic."""
+        self.has_reported = False
+        """A record, since this was last looked at."""
         self._is_closed = False
         self._work = asyncio.Event()
         self._polling = asyncio.create_task(self._poll())
@@ -186,7 +189,9 @@ class Producer:
         heard_at = time.monotonic()
         while True:
             try:
-                if self._producer.poll(0) or not len(self._producer):
+                self._producer.poll(0)
+                if self.has_reported or not len(self._producer):
+                    self.has_reported = False
                     heard_at = time.monotonic()
                 elif time.monotonic() > heard_at + _FORGET_S:
                     self.end()

@@ -28,6 +28,7 @@ class HandedOver:
 
     def __init__(self) -> None:
         self.taken: defaultdict[str, Taken] = defaultdict(Taken)
+        self.has_reported = False
         self._held: list[tuple[str, Sent]] = []
 
     async def produce(self, record: Record, sent: Sent) -> None:
