@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from millrace.sinks.profile_events import lacking, profile_events
+from millrace.sinks.redis_errors import down, is_configured_wrong
 from millrace.sinks.references import is_reference, resolved
 from millrace.sinks.sink import (
     DELIVERED,
@@ -133,9 +134,9 @@ class Redis(Sink):
         try:
             await found.ping()
         except (errors.RedisError, OSError) as error:
-            if not self._open.was_open and _is_configured_wrong(error):
-                raise CannotOpenSinkError(f"Redis cannot be used as configured: {error}") from None
-            raise _down(error) from None
+            if not self._open.was_open and is_configured_wrong(error):
+                raise CannotOpenSinkError(str(down(error, _place(found)))) from None
+            raise down(error, _place(found)) from None
         self._open.was_open = True
 
     def _tls(self, url: str) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class Redis(Sink):
             except errors.NoScriptError:  # the server was started anew
                 found = await opened.eval(_SCRIPT, len(keys), *keys, job)
         except (errors.RedisError, OSError) as error:
-            raise _down(error) from None
+            raise down(error, _place(opened)) from None
         answers: Sequence[Any] = found
         return answers
 
@@ -197,20 +198,10 @@ class Redis(Sink):
         return key, BOOKS + key, IDS + key
 
 
-def _down(error: Exception) -> SinkDownError:
-    """Return the error as one of the whole destination: nothing else is left of it, profile.lua sees to single keys."""
-    if isinstance(error, errors.OutOfMemoryError):
-        return SinkDownError("Redis is out of memory (maxmemory): give it more, or let profiles go with ttl_days")
-    if isinstance(error, errors.BusyLoadingError):
-        return SinkDownError("Redis is loading its data", after_s=1.0)
-    if isinstance(error, errors.ReadOnlyError):
-        return SinkDownError("Redis is a replica that takes no writes: name the primary in url")
-    return SinkDownError(f"Redis: {type(error).__name__}: {str(error)[:200].rstrip('.')}")
-
-
-def _is_configured_wrong(error: Exception) -> bool:
-    wrong = isinstance(error, errors.AuthenticationError | errors.NoPermissionError)
-    return wrong or "CERTIFICATE_VERIFY_FAILED" in str(error)
+def _place(opened: client.Redis) -> str:
+    """Return where a client connects to: not the url, which may be a secret."""
+    found = opened.connection_pool.connection_kwargs
+    return str(found["path"]) if "path" in found else f"{found.get('host', 'localhost')}:{found.get('port', 6379)}"
 
 
 def _check_url(url: str) -> None:

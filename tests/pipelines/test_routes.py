@@ -66,7 +66,7 @@ sessions: {{}}
 transforms:
   - {{use: "{TRANSFORMS}:plan"}}
   - {{use: "{TRANSFORMS}:euros", with: {{rate: 3}}, when: event == "Order Completed"}}
-sinks: {{a: {{use: console}}, b: {{use: console}}}}
+sinks: {{a: {{use: files, with: {{folder: x, name: "{{target}}"}}}}, b: {{use: console}}}}
 routes:
   - {{to: a, name: rich, when: total_eur > 100, columns: [message_id, total_eur, session_id, page_host, context_ip]}}
   - {{to: a, name: regulars, when: session_index > 3 and type == "track", columns: [message_id], rate: 5}}
@@ -169,7 +169,7 @@ def test_an_event_that_nothing_is_left_of_ends_with_2(tmp_path: Path, capsys: Ca
 def test_a_source_that_the_file_does_not_list_is_a_mistake(tmp_path: Path, capsys: Captured):
     routes_of = "sinks: {a: {use: console}}\nroutes: [{to: a, columns: [source_id]}]\n"
     source = f"{{kind: server, keys: [{{begins: mrs_4fQx, sha256: {'1' * 64}}}]}}"
-    listed = f"sources:\n  shop: {source}\n  app: {source.replace('4fQx', '5fQx')}\n{routes_of}"
+    listed = f"sources:\n  shop: {source}\n  app: {source.replace('4fQx', '5fQx').replace('111', '222')}\n{routes_of}"
     wrong = f"millrace routes: --source {{}}: {tmp_path}/millrace.yaml has no such source; {{}}\n"
     assert explained(tmp_path, capsys, listed, order(), "--source", "zz", code=2) == wrong.format(
         "zz", "there are: shop, app"
