@@ -84,7 +84,7 @@ def follow(table: Table, folder: Path, route: str, commits: int) -> tuple[float,
             reading += time.process_time() - began
             began = time.process_time()
             feed.settle(events, Mark.DELIVERED)
-            feed.save((), time.time_ns() // 1_000)
+            feed.save((), (), time.time_ns() // 1_000)
             writing += time.process_time() - began
     rows = commits * ROWS / 1e6
     return reading / rows, writing / rows

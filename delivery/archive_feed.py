@@ -60,7 +60,7 @@ class ArchiveFeed:
         self._brought_back: list[int] = []
         self._back: set[int] = set()  # positions of events that were parked, and are tried again
         self._unparked: list[int] = []
-        self._trying: list[Trying] = []
+        self._has_saved = False
         self._read_up_to = 0  # of what the ledger does not know to be read yet
         self._coming: Iterator[list[Pending]] = iter(())
         self._next_forget = 0.0
@@ -120,16 +120,16 @@ class ArchiveFeed:
                 self._parked.append(write_parked(event, self._settings.routes[event.route].name))
         self._counts[_NAMES[mark]] += len(events)
 
-    def save(self, trying: Sequence[Trying], now_us: int) -> None:
+    def save(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:
         """Make it durable, in one transaction."""
-        if len(self._parts) or self._counts or list(trying) != self._trying:
-            self._write(trying, now_us)
+        if len(self._parts) or self._counts or trying or over or not self._has_saved:
+            self._write(trying, over, now_us)
         self._enrolment.go_on()
         if time.monotonic() >= self._next_forget:
             self._next_forget = time.monotonic() + _FORGET_S
             self._ledger.forget(now_us - KEEP_S * 1_000_000)
 
-    def _write(self, trying: Sequence[Trying], now_us: int) -> None:
+    def _write(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:
         with self._ledger.writing():
             self._parts.write()
             for position in self._brought_back:
@@ -139,11 +139,14 @@ class ArchiveFeed:
             for parked in self._parked:
                 self._ledger.park(parked)
             self._ledger.add_totals(self._counts, now_us)
-            self._ledger.set_trying(trying)
+            if self._has_saved:
+                self._ledger.change_trying(trying, over)
+            else:
+                self._ledger.set_trying(trying)
         self._parts.written()
         for noted in (self._counts, self._parked, self._brought_back, self._unparked):
             noted.clear()
-        self._trying = list(trying)
+        self._has_saved = True
 
     def bring_back(self, subject: str) -> list[Pending]:
         """Return parked events, which wait again."""

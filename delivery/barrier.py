@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from millrace.delivery.failed import Failed
-from millrace.delivery.pending import Blocked, Pending, Place, Settled
+from millrace.delivery.pending import Blocked, Changes, Pending, Place, Settled
 from millrace.delivery.retry import RetryPolicy
 from millrace.sinks.sink import Delivered, Fault, Outcome, Retry
 
@@ -60,7 +60,7 @@ class Barrier:
 
     def offer(self, events: Iterable[Pending]) -> None:
         """Add new events, in the order of the queue."""
-        last, fresh, count = self._last, self._fresh, 0
+        last, fresh, fronts, count = self._last, self._fresh, self._failed.fronts, 0
         for event in events:
             count += 1
             key = event.user_key
@@ -68,6 +68,8 @@ class Barrier:
                 before = last.setdefault(key, event)
                 if before is not event:
                     before.behind = last[key] = event
+                    if fronts and key in fronts:
+                        self._failed.one_more(fronts[key])
                     continue
             try:
                 fresh[event.route].append(event)
@@ -264,6 +266,14 @@ class Barrier:
     def blocked(self) -> list[Blocked]:
         """Return what failed and is not settled, by position: all that must be kept to `restore` it after a restart."""
         return self._failed.blocked()
+
+    def count_blocked(self) -> int:
+        """Return how many `blocked` would tell of."""
+        return len(self._failed)
+
+    def changes(self) -> Changes:
+        """Return what changed in `blocked` since the last call; at the first, all of it."""
+        return self._failed.changes()
 
     # What the operator says: of a user, of an event, or (neither) of all. What is under way is left alone: ask again.
 

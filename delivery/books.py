@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from millrace.delivery import clock
-from millrace.delivery.barrier import Barrier
+from millrace.delivery.barrier import Barrier, Blocked
 from millrace.delivery.feed import Feed
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.pending import Pending, Settled
@@ -158,10 +158,12 @@ class Books:
         async with self._saving:
             settled, self._settled = self._settled, []
             dead, self._dead = self._dead, []
-            noted, unsaved, trying = self._noted, self.unsaved, self._trying()
+            noted, unsaved = self._noted, self.unsaved
+            changes = self._barrier.changes()
+            trying = [_trying(each) for each in changes.blocked]
             while True:
                 try:
-                    await self._in_thread(lambda: self._save(settled, dead, trying))
+                    await self._in_thread(lambda: self._save(settled, dead, trying, changes.over))
                 except (StorageError, OSError, sqlite3.Error) as error:
                     if not self._cannot_write:
                         _LOG.warning("%s cannot write down what it did, and waits: %s", self._settings.name, error)
@@ -176,30 +178,16 @@ class Books:
                     self._cannot_write = ""
                     return True
 
-    def _save(self, settled: list[tuple[list[Pending], Mark]], dead: list[Dead], trying: list[Trying]) -> None:
+    def _save(
+        self, settled: list[tuple[list[Pending], Mark]], dead: list[Dead], trying: list[Trying], over: list[int]
+    ) -> None:
         if dead:
             self._undelivered.write(dead)
             settled.append(([each.event for each in dead], Mark.DEAD))
             dead.clear()
         while settled:
             self._feed.settle(*settled.pop(0))
-        self._feed.save(trying, clock.now_us())
-
-    def _trying(self) -> list[Trying]:
-        return [
-            Trying(
-                position=each.position,
-                user_key=each.user_key or "",
-                message_id=each.message_id,
-                attempts=each.attempts,
-                first_us=each.since_us,
-                next_us=each.next_us,
-                fault=each.fault,
-                detail=each.detail,
-                waiting=each.waiting,
-            )
-            for each in self._barrier.blocked()
-        ]
+        self._feed.save(trying, over, clock.now_us())
 
     async def obey(self) -> bool:
         """Carry out what the operator said since; say whether there was anything."""
@@ -264,7 +252,7 @@ class Books:
         if not name and time.monotonic() < self._status_at:
             return
         self._status_at = time.monotonic() + _STATUS_S
-        waiting, blocked = len(self._barrier), len(self._barrier.blocked())
+        waiting, blocked = len(self._barrier), self._barrier.count_blocked()
         try:
             await self._in_thread(lambda: self._say(state, name, waiting, blocked))
         except sqlite3.Error as error:
@@ -297,6 +285,20 @@ class Books:
 
     async def _in_thread(self, call: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _trying(event: Blocked) -> Trying:
+    return Trying(
+        position=event.position,
+        user_key=event.user_key or "",
+        message_id=event.message_id,
+        attempts=event.attempts,
+        first_us=event.since_us,
+        next_us=event.next_us,
+        fault=event.fault,
+        detail=event.detail,
+        waiting=event.waiting,
+    )
 
 
 def _whom(subject: str) -> dict[str, str] | None:

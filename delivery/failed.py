@@ -4,7 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 
-from millrace.delivery.pending import Blocked, Pending, Place
+from millrace.delivery.pending import Blocked, Changes, Pending, Place
 
 
 class Failed:
@@ -15,6 +15,13 @@ class Failed:
         self._pauses: list[tuple[int, int, Pending]] = []  # a heap by next_us; entries of what went elsewhere are stale
         self._pushes = 0  # breaks ties in the heap
         self._due: dict[int, deque[Pending]] = {}  # by route
+        self._changed: dict[int, Pending | None] = {}  # by position, since it was asked; None: settled
+        self.fronts: dict[str, Pending] = {}
+        """By user, the event that failed and that the others of that user wait for."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._all)
 
     def due(self) -> int:
         """Return how many are due."""
@@ -23,7 +30,11 @@ class Failed:
     def pause(self, event: Pending) -> None:
         """Let an event wait for its `next_us`."""
         event.place = Place.PAUSED
+        event.waiting = _behind(event)
         self._all.add(event)
+        self._changed[event.position] = event
+        if event.user_key is not None:
+            self.fronts[event.user_key] = event
         self._pushes += 1
         heapq.heappush(self._pauses, (event.next_us, self._pushes, event))
 
@@ -77,7 +88,22 @@ class Failed:
         if event.place is Place.DUE:
             self._due[event.route].remove(event)
         event.place = Place.ELSEWHERE
-        self._all.discard(event)
+        if event in self._all:
+            self._all.discard(event)
+            self._changed[event.position] = None
+            if event.user_key is not None:
+                del self.fronts[event.user_key]
+
+    def one_more(self, event: Pending) -> None:
+        """Note that one more of its user waits behind an event."""
+        event.waiting += 1
+        self._changed[event.position] = event
+
+    def changes(self) -> Changes:
+        """Return what changed since the last call; at the first, all of them."""
+        changed, self._changed = self._changed, {}
+        blocked = [_blocked(event) for event in changed.values() if event is not None]
+        return Changes(blocked, [position for position, event in changed.items() if event is None])
 
     def find(self, user_key: str | None, message_id: str | None) -> list[Pending]:
         """Return the events of a user, of an id, or (neither given) all, by position."""
@@ -91,13 +117,21 @@ class Failed:
 
     def blocked(self) -> list[Blocked]:
         """Return all of them, by position."""
-        return [
-            Blocked(
-                *(e.user_key, e.position, e.message_id, e.first_us, e.attempts, e.next_us, e.fault, e.detail),
-                waiting=_behind(e),
-            )
-            for e in self.find(None, None)
-        ]
+        return [_blocked(event) for event in self.find(None, None)]
+
+
+def _blocked(event: Pending) -> Blocked:
+    return Blocked(
+        user_key=event.user_key,
+        position=event.position,
+        message_id=event.message_id,
+        since_us=event.first_us,
+        attempts=event.attempts,
+        next_us=event.next_us,
+        fault=event.fault,
+        detail=event.detail,
+        waiting=event.waiting,
+    )
 
 
 def _behind(event: Pending) -> int:

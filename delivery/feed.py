@@ -41,8 +41,14 @@ class Feed(Protocol):
     def settle(self, events: Sequence[Pending], mark: Mark) -> None:
         """Note in memory that events are settled; `save` makes it durable."""
 
-    def save(self, trying: Sequence[Trying], now_us: int) -> None:
-        """Make durable what was settled since the last call, and which events are being retried."""
+    def save(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:
+        """Make durable what was settled since the last call, and which events are being retried.
+
+        Args:
+            trying: those that failed, or of which something else changed, since the last call; at the first all.
+            over: positions of those that are being retried no more.
+            now_us: the time.
+        """
 
     def bring_back(self, subject: str) -> list[Pending]:
         """Return events that were parked, to be tried again: of a user (`user:KEY`), one (`event:ID`) or `all`."""

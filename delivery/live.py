@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from google.auth.exceptions import GoogleAuthError
@@ -29,6 +29,7 @@ from millrace.delivery.pending import Pending
 from millrace.delivery.puller import Bounds, Puller
 from millrace.delivery.put_aside import PutAside
 from millrace.delivery.settings import LaneSettings
+from millrace.delivery.tries import Tries
 from millrace.schemas.envelope import Envelope
 from millrace.transforms.receipts import Ledger as Receipts
 from millrace.transforms.steps import CannotOpenError
@@ -39,7 +40,6 @@ _LOG = logging.getLogger(__name__)
 
 _WAIT_S = 0.02
 _FLUSH_S = 0.5
-_TRIED_S = 3_600.0
 _NAMES = {Mark.DELIVERED: "delivered", Mark.DEAD: "dead", Mark.SKIPPED: "skipped", Mark.PARKED: "parked"}
 
 
@@ -98,9 +98,8 @@ class LiveFeed:
         self._parts: dict[int, Part] = {}  # those of which something was settled since they were looked at
         self._bytes = 0
         self._put_aside = PutAside(ledger, settings.routes)
-        self._tried: dict[str, Trying] = {}
-        self._trying: list[Trying] | None = None
-        self._opened_s = self._flushed_s = -math.inf
+        self._tries = Tries(ledger)
+        self._flushed_s = -math.inf
         self._opened_us = 0
         self._is_noted = False
 
@@ -110,8 +109,8 @@ class LiveFeed:
         Raises:
             CannotReadError: there is none, or it may not be read; one sentence that says what to do.
         """
-        self._opened_s, self._opened_us = time.monotonic(), clock.now_us()
-        self._tried = {each.message_id: each for each in self._ledger.trying()}
+        self._opened_us = clock.now_us()
+        self._tries.recall()
         self._put_aside.recall()
         self._messages.recall(self._opened_us)
         if not self._pulls():
@@ -158,12 +157,9 @@ class LiveFeed:
                 self._messages.counts[_NAMES[Mark.PARKED]] -= 1
                 self._messages.counts[name] += 1
 
-    def save(self, trying: Sequence[Trying], now_us: int) -> None:
+    def save(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:
         """Make it durable, in one transaction; then acknowledge what is settled."""
-        now = list(trying)
-        if self._tried and time.monotonic() - self._opened_s < _TRIED_S:
-            now += self._tried.values()  # tried by an earlier run, and not come again yet
-        self._flush(now_us, now)
+        self._flush(now_us, (trying, over))
         self._thin()
 
     def bring_back(self, subject: str) -> list[Pending]:
@@ -240,20 +236,11 @@ class LiveFeed:
                 event = Pending(next(self._positions), None, message_id, number, size, row)
                 part.open.add(event)
                 events.append(event)
-        if self._tried:
-            self._remember_tries(events)
+        self._tries.count(events)
         if self._put_aside.ids:
             events = self._without_parked(events)
         self._messages.close_unrouted([each.receipt for each in envelopes])
         return events
-
-    def _remember_tries(self, events: Iterable[Pending]) -> None:
-        """Count what an earlier run tried: an event that fails is given up as if there had been no restart."""
-        for event in events:
-            tried = self._tried.pop(event.message_id, None)
-            if tried is not None:
-                event.attempts, event.first_us, event.next_us = tried.attempts, tried.first_us, tried.next_us
-                event.fault, event.detail = tried.fault, tried.detail
 
     def _without_parked(self, events: list[Pending]) -> list[Pending]:
         """Leave out what is parked: its message came again since others of it were not settled."""
@@ -268,14 +255,14 @@ class LiveFeed:
         self._parts[id(row.part)] = row.part
         self._messages.settle(row.message, name)
 
-    def _flush(self, now_us: int, trying: list[Trying] | None = None) -> None:
+    def _flush(self, now_us: int, tries: tuple[Sequence[Trying], Sequence[int]] | None = None) -> None:
         with self._ledger.writing():
             self._messages.write(self._until_us(now_us), now_us)
             self._put_aside.write()
-            if trying is not None and trying != self._trying:
-                self._ledger.set_trying(trying)
-        if trying is not None:
-            self._trying = trying
+            if tries is not None:
+                self._tries.write(*tries)
+        if tries is not None:
+            self._tries.written()
         self._put_aside.written()
         self._flushed_s = time.monotonic()
         self._messages.acknowledge(now_us)

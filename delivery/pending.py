@@ -50,6 +50,8 @@ class Pending:
     company: int = dataclasses.field(default=0, init=False, repr=False)
     """The most events of its next delivery; 0: no limit of its own."""
     place: Place = dataclasses.field(default=Place.ELSEWHERE, init=False, repr=False)
+    waiting: int = dataclasses.field(default=0, init=False, repr=False)
+    """Where it failed: how many of its user wait behind it."""
 
 
 class Settled(NamedTuple):
@@ -74,3 +76,12 @@ class Blocked(NamedTuple):
     detail: str
     waiting: int
     """How many of its user wait behind it."""
+
+
+class Changes(NamedTuple):
+    """What changed about events that failed, since that was asked last."""
+
+    blocked: list[Blocked]
+    """Those that failed, again too, or whose user got further events."""
+    over: list[int]
+    """Positions of those that are settled."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from millrace.delivery.barrier import DEATHS_IN_A_ROW, Barrier, Pending
+from millrace.delivery.barrier import DEATHS_IN_A_ROW, Barrier, Blocked, Pending
 from millrace.delivery.ledger import Mark
 from millrace.delivery.retry import RetryPolicy
 from millrace.delivery.throttle import Breaker, Concurrency, Rate
@@ -78,6 +78,7 @@ class Simulation:
         for position, mark in self.recorded.marks.items():
             self._mark([position], mark)
         self.read = self.recorded.read
+        self.kept: dict[int, Blocked] = {}  # what the barrier told of changes
         self.under_way: list[tuple[int, int, int, list[Pending]]] = []
         self.ids = itertools.count()
         # The model of this life of the lane.
@@ -96,7 +97,15 @@ class Simulation:
         return Pending(position, e.user, f"m{position}", e.route, e.size, None)
 
     def _record(self) -> None:
-        trying = {b.position: (b.attempts, b.since_us, b.next_us) for b in self.barrier.blocked()}
+        changes = self.barrier.changes()
+        for position in changes.over:
+            self.kept.pop(position, None)
+        self.kept |= {each.position: each for each in changes.blocked}
+        assert [self.kept[position] for position in sorted(self.kept)] == self.barrier.blocked()
+        assert self.barrier.count_blocked() == len(self.kept)
+        for each in self.kept.values():  # it holds up all of its user
+            assert each.waiting == (0 if each.user_key is None else len(self.waiting[each.user_key]) - 1)
+        trying = {b.position: (b.attempts, b.since_us, b.next_us) for b in self.kept.values()}
         failed = {p: n for p, n in self.attempts.items() if n and self.marks[p] is Mark.WAITING}
         assert {p: n for p, (n, _, _) in trying.items() if n} == failed
         self.recorded = Recorded(dict(self.marks), trying, self.read)

@@ -49,6 +49,7 @@ class Feed:
         self.ledger = Ledger(path)
         self.feed = ArchiveFeed(location, self.ledger, lane, from_start=from_start)
         self.failed, self.waiting = self.feed.open()
+        self._trying: dict[int, Trying] = {}
 
     def crash(self, lane: LaneSettings | None = None) -> None:
         """Lose what was not saved, and begin again."""
@@ -74,7 +75,11 @@ class Feed:
         enrolment._next_look = enrolment._next_identity = enrolment._log._next_gap_s = 0.0
 
     def save(self, trying: Sequence[Trying] = ()) -> None:
-        self.feed.save(trying, NOW_US)
+        """Save, with all that is being tried now."""
+        now = {each.position: each for each in trying}
+        changed = [each for each in trying if self._trying.get(each.position) != each]
+        self.feed.save(changed, sorted(self._trying.keys() - now.keys()), NOW_US)
+        self._trying = now
 
     def settle(self, events: Sequence[Pending], mark: Mark = Mark.DELIVERED) -> None:
         self.feed.settle(events, mark)
@@ -399,7 +404,7 @@ def test_parts_are_forgotten_while_the_lane_runs_and_their_numbers_never_given_a
         feed.settle(feed.read())
         assert len(feed.ledger.entries()) == 3
         feed.feed._next_forget = 0.0
-        feed.feed.save((), NOW_US + 8 * DAY_US)
+        feed.feed.save((), (), NOW_US + 8 * DAY_US)
         assert [entry.seq for entry in feed.ledger.entries()] == [3]
         commit(table, 4)
         assert {event.position >> ROW_BITS for event in feed.read()} == {4}
@@ -445,7 +450,7 @@ def test_what_was_parked_comes_back_though_its_files_are_gone_and_the_lane_crash
             assert compact(table, older_than_s=0).files_after == 1
         vacuum(table, 0)
         feed.feed._next_forget = 0.0
-        feed.feed.save((), NOW_US + 8 * DAY_US)  # nor does the ledger forget their part
+        feed.feed.save((), (), NOW_US + 8 * DAY_US)  # nor does the ledger forget their part
         (back,) = feed.feed.bring_back(f"event:{events[0].message_id}")
         assert feed.feed.bring_back(f"event:{events[0].message_id}") == []
         feed.save([trying(back)])

@@ -80,7 +80,7 @@ class Lane:
         feed.settle([event for event in events if event.message_id == PARKED], Mark.PARKED)
         others = {DEAD, PARKED, *WAITING}
         feed.settle([event for event in events if event.message_id not in others], Mark.DELIVERED)
-        feed.save([_trying(event) for event in events if event.message_id in WAITING], 10**15)
+        feed.save([_trying(event) for event in events if event.message_id in WAITING], (), 10**15)
         feed.close()
         ledger.close()
 

@@ -47,6 +47,7 @@ class MemoryFeed:
         self.reads = 0
         self.marks: dict[str, Mark] = {}
         self.trying: list[str] = []
+        self._trying: dict[int, str] = {}
         self.broken: Exception | None = None
         self.unreadable: Exception | None = None
         self.left: tuple[list[Pending], list[Pending]] = ([], [])
@@ -75,13 +76,16 @@ class MemoryFeed:
         if mark is Mark.PARKED:
             self._parked += events
 
-    def save(self, trying: Sequence[Trying], now_us: int) -> None:  # noqa: ARG002  its time
+    def save(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:  # noqa: ARG002  its time
         self.saves += 1
         if self.broken is not None:
             raise self.broken
         self.marks |= self._noted
         self._noted.clear()
-        self.trying = [each.message_id for each in trying]
+        for position in over:
+            self._trying.pop(position, None)
+        self._trying |= {each.position: each.message_id for each in trying}
+        self.trying = [self._trying[position] for position in sorted(self._trying)]
 
     def bring_back(self, subject: str) -> list[Pending]:
         wanted = [e for e in self._parked if subject in ("all", f"event:{e.message_id}", f"user:{e.payload.user_key}")]

@@ -64,6 +64,7 @@ class HandLane:
     def __init__(self, feed: LiveFeed, ledger: Ledger) -> None:
         self.feed = feed
         self.ledger = ledger
+        self._trying: set[int] = set()
 
     def read(self, count: int, timeout_s: float = 60.0) -> list[Pending]:
         """Read until there are at least so many events."""
@@ -94,8 +95,10 @@ class HandLane:
         self.save()
 
     def save(self, *trying: Trying) -> None:
-        """Save, as a lane does all the time."""
-        self.feed.save(trying, time.time_ns() // 1_000)
+        """Save, as a lane does all the time; nothing else is tried any more."""
+        over = self._trying - {each.position for each in trying}
+        self._trying = {each.position for each in trying}
+        self.feed.save(trying, sorted(over), time.time_ns() // 1_000)
 
 
 @contextlib.contextmanager
