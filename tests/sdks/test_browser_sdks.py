@@ -88,9 +88,11 @@ def _check_against_what_was_done(visitor: Visitor, rows: Mapping[str, Row], mode
     assert known == {name: visitor.anonymous_id if name in before else "u-ann" for name in known}
 
 
+@pytest.mark.parametrize("mode", [*SEGMENT, "rudderstack"])
 def test_what_is_done_offline_arrives_once_the_network_is_back(
     stand: Stand, context: BrowserContext, mode: str
 ) -> None:
+    # Not by beacon: that SDK sends it once, and without a network it is lost (docs/http_api.md).
     visitor = Visitor(context, stand, mode)
     visitor.rows_until(["page Shelf"])
     context.set_offline(True)
