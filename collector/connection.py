@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import httptools
 
 from millrace.collector.answers import Answer
-from millrace.collector.framing import overloaded, plain, problem_with_head, split_target, written
+from millrace.collector.framing import overloaded, plain, problem_with_head, split_target, without_upgrade, written
 from millrace.collector.request import Request, headers_of
 
 if TYPE_CHECKING:
@@ -106,26 +106,18 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._parse_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserUpgrade as upgrade:  # taken as if it did not ask for another protocol
+            assert self._head is not None
+            head = without_upgrade(self._head.method, self._target, self._headers)
+            self._begin()
+            self._parser = httptools.HttpRequestParser(self)
+            self._parse(head + data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Stop):
                 self._listener.handler.failed(error)
                 self._refuse("failed", overloaded("Something went wrong here."))
         except httptools.HttpParserError:
             self._refuse("malformed", plain(400, "This is no HTTP/1.1 request."))
-
-    def _parse_without_upgrade(self, rest: bytes) -> None:
-        """Take a request that asks for another protocol as if it did not, as RFC 9110 (7.8) allows.
-
-        Java's HttpClient asks for HTTP/2 so with each first request; the parser takes the body for the other protocol.
-        """
-        assert self._head is not None
-        lines = [b"%s %s HTTP/1.1" % (self._head.method.encode(), self._target)]
-        lines += [b"%s: %s" % header for header in self._headers if header[0] != b"upgrade"]
-        self._begin()
-        self._parser = httptools.HttpRequestParser(self)
-        self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     def eof_received(self) -> bool:
         """Go on answering a client that has ended its side, if a whole request is under way."""
@@ -295,8 +287,7 @@ class Connection(asyncio.Protocol):
     def _wait_for_client(self) -> None:
         """Give it the time for what comes next; whoever leaves answers unread gets none by sending more."""
         if self._writable and not self._lingering:
-            limits = self._limits
-            waits_s = limits.idle_s if not self._begun else limits.body_s if self._head else limits.head_s
+            waits_s = self._limits.waits_s(begun=self._begun, has_head=self._head is not None)
             self.deadline_s = self._listener.now_s() + waits_s
 
     def _drop_waiting(self) -> None:

@@ -32,6 +32,23 @@ class HttpLimits(NamedTuple):
     held_bytes: int = 256 * 1024 * 1024
     """Of all bodies that one worker holds, being received or being delivered: 503 past it."""
 
+    def waits_s(self, *, begun: bool, has_head: bool) -> float:
+        """Return how long to wait for more of a request, as much of it as is there."""
+        return self.idle_s if not begun else self.body_s if has_head else self.head_s
+
+
+def without_upgrade(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    r"""Return a request's head without its wish for another protocol, which RFC 9110 (7.8) allows to ignore.
+
+    Java's HttpClient asks for HTTP/2 so with each first request; the parser takes the body for the other protocol.
+
+    >>> without_upgrade("GET", b"/", [(b"upgrade", b"h2c"), (b"host", b"shop")])
+    b'GET / HTTP/1.1\r\nhost: shop\r\n\r\n'
+    """
+    lines = [b"%s %s HTTP/1.1" % (method.encode(), target)]
+    lines += [b"%s: %s" % header for header in headers if header[0] != b"upgrade"]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
 
 def split_target(target: bytes) -> tuple[str, bytes]:
     """Split a request's target into its decoded path and its query as it came.

@@ -15,7 +15,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from millrace.delivery.failed import Failed
+from millrace.delivery.failed import Failed, blame
 from millrace.delivery.pending import Blocked, Changes, Pending, Place, Settled
 from millrace.delivery.retry import RetryPolicy
 from millrace.sinks.sink import Delivered, Fault, Outcome, Retry
@@ -229,15 +229,7 @@ class Barrier:
             self._go_on(key, kept[0] if kept else rest)
 
     def _fail(self, event: Pending, outcome: Retry, now_us: int) -> bool:
-        """Count a failure against an event; say whether it is given up."""
-        event.attempts += 1
-        event.first_us = event.first_us or now_us
-        event.fault, event.detail = outcome.fault.value, outcome.detail
-        pause_s = self._policy.pause_s(event.attempts, self._chance(), outcome.after_s)
-        event.next_us = now_us + round(pause_s * 1_000_000)
-        if outcome.fault is Fault.UNREACHABLE:  # no event is to blame: it waits for as long as it takes
-            return False
-        return self._policy.gives_up(event.attempts, (now_us - event.first_us) / 1_000_000)
+        return blame(event, outcome, self._policy, self._chance(), now_us)
 
     def _go_on(self, key: str | None, front: Pending | None) -> None:
         """Let a user go on with an event; None: it has no more, and is forgotten."""

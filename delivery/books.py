@@ -19,8 +19,9 @@ from millrace.delivery import clock
 from millrace.delivery.barrier import Barrier, Blocked
 from millrace.delivery.feed import Feed
 from millrace.delivery.ledger import Ledger
+from millrace.delivery.orders import has_to_wait, is_understood, take_out, try_again
 from millrace.delivery.pending import Pending, Settled
-from millrace.delivery.records import NOT_FOUND, Mark, Order, Status, Trying
+from millrace.delivery.records import Mark, Order, Status, Trying
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Dead, Undelivered
 from millrace.sinks.storage import StorageError
@@ -30,7 +31,6 @@ _STATUS_S = 1.0
 _PAUSE_S = 1.0
 _LAST_TRIES_S = 10.0
 """So long after the lane was told to end it tries to write down what it did; what it cannot comes again."""
-_VERBS = ("retry", "skip", "park")
 _Result = TypeVar("_Result")
 
 
@@ -212,38 +212,24 @@ class Books:
 
     async def _carry_out(self, order: Order) -> bool:
         """Carry out an order; say whether that could be done: it may have to wait for an event that is under way."""
-        whom = _whom(order.subject)
-        if whom is None or order.verb not in _VERBS:
+        if not is_understood(order):
             self._results[order.id] = "not understood"
             return True
-        is_under_way = self._barrier.is_under_way(**whom)
-        if is_under_way and whom:  # of all there may always be some
+        if has_to_wait(order, self._barrier):
             return False
         if order.verb == "retry":
             try:
                 back = await self._in_thread(lambda: self._feed.bring_back(order.subject))
             except sqlite3.Error:
                 return False
-            found = self._barrier.retry(**whom)
-            self._barrier.offer(back)
-            if whom and not found and not back:
-                self._results[order.id] = f"{NOT_FOUND}nothing of {order.subject} has failed or is parked"
-                return True
-            self._results[order.id] = f"{len(found)} tried again now, {len(back)} brought back from parking"
+            self._results[order.id] = try_again(order, self._barrier, back)
             return True
-        mark = Mark.SKIPPED if order.verb == "skip" else Mark.PARKED
-        found = self._barrier.skip(**whom)
-        if whom and not found:
-            self._results[order.id] = f"{NOT_FOUND}nothing of {order.subject} has failed"
-            return True
+        found, mark, result = take_out(order, self._barrier)
         if found:
             self._settled.append((found, mark))
             self._noted += 1
             self.unsaved += len(found)
-        names = ", ".join(each.message_id for each in found[:20]) or "none has failed"
-        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-        left = "; what is being tried just now was left alone" if is_under_way else ""
-        self._results[order.id] = f"{len(found)} {mark.name.lower()}: {names}{more}{left}"
+        self._results[order.id] = result
         return True
 
     async def say(self, state: State, name: str = "") -> None:
@@ -299,11 +285,3 @@ def _trying(event: Blocked) -> Trying:
         detail=event.detail,
         waiting=event.waiting,
     )
-
-
-def _whom(subject: str) -> dict[str, str] | None:
-    if subject == "all":
-        return {}
-    kind, _, value = subject.partition(":")
-    name = {"user": "user_key", "event": "message_id"}.get(kind)
-    return None if name is None else {name: value}

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable
 
 from millrace.delivery.pending import Blocked, Changes, Pending, Place
+from millrace.delivery.retry import RetryPolicy
+from millrace.sinks.sink import Fault, Retry
 
 
 class Failed:
@@ -118,6 +120,25 @@ class Failed:
     def blocked(self) -> list[Blocked]:
         """Return all of them, by position."""
         return [_blocked(event) for event in self.find(None, None)]
+
+
+def blame(event: Pending, outcome: Retry, policy: RetryPolicy, chance: float, now_us: int) -> bool:
+    """Count a failure against an event, and set its pause; say whether it is given up.
+
+    Args:
+        event: it failed.
+        outcome: how.
+        policy: the sink's.
+        chance: see RetryPolicy.pause_s.
+        now_us: the time.
+    """
+    event.attempts += 1
+    event.first_us = event.first_us or now_us
+    event.fault, event.detail = outcome.fault.value, outcome.detail
+    event.next_us = now_us + round(policy.pause_s(event.attempts, chance, outcome.after_s) * 1_000_000)
+    if outcome.fault is Fault.UNREACHABLE:  # no event is to blame: it waits for as long as it takes
+        return False
+    return policy.gives_up(event.attempts, (now_us - event.first_us) / 1_000_000)
 
 
 def _blocked(event: Pending) -> Blocked:

@@ -135,12 +135,6 @@ class Ledger:
             )
             self._db.execute("DELETE FROM totals WHERE hour_s BETWEEN 1 AND ?", (old_s,))
 
-    def last_version(self) -> int | None:
-        """Return the version of the archive up to which the queue goes; None where it is empty."""
-        (version,) = self._db.execute("SELECT max(version) FROM entries").fetchone()
-        found: int | None = version
-        return found
-
     def unread(self, after: int, limit: int) -> list[Entry]:
         """Return the next parts that the lane has not read, oldest first: those behind one that it has in its hands."""
         return self._entries("WHERE outcomes IS NULL AND is_open AND seq > ? ORDER BY seq LIMIT ?", after, limit)
@@ -214,10 +208,6 @@ class Ledger:
         """Return the counts of all hours, by name."""
         return dict(self._db.execute("SELECT name, sum(count) FROM totals GROUP BY name"))
 
-    def totals_by_hour(self) -> list[tuple[int, str, int]]:
-        """Return (hour, name, count), hours in seconds since the epoch; 0: long ago."""
-        return list(self._db.execute("SELECT hour_s, name, count FROM totals ORDER BY hour_s, name"))
-
     # Events that are being retried
 
     def set_trying(self, found: Sequence[Trying]) -> None:
@@ -244,11 +234,6 @@ class Ledger:
         """Return the events that were put aside, by position; or those of them that are tried again."""
         query = "SELECT position, user_key, message_id, route, rows FROM parked WHERE is_back = ? ORDER BY position"
         return [Parked(*row) for row in self._db.execute(query, (brought_back,))]
-
-    def count_parked(self) -> int:
-        """Return how many events are put aside."""
-        (count,) = self._db.execute("SELECT count(*) FROM parked WHERE NOT is_back").fetchone()
-        return int(count)
 
     def bring_back(self, position: int) -> None:
         """Note that an event is tried again; what it says is kept until it is settled."""

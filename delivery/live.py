@@ -22,7 +22,7 @@ from millrace.delivery.asked_routes import note_routes
 from millrace.delivery.clean import Cleaned, Cleaner
 from millrace.delivery.feed import CannotReadError
 from millrace.delivery.ledger import Ledger, Mark, Trying
-from millrace.delivery.live_rows import LiveRow, Part, Routed, by_route
+from millrace.delivery.live_rows import Held, LiveRow, Routed, by_route
 from millrace.delivery.messages import Messages
 from millrace.delivery.own_subscription import subscription_of
 from millrace.delivery.pending import Pending
@@ -95,8 +95,7 @@ class LiveFeed:
         self._puller = Puller(subscription, topic, receipts, bounds)
         self._messages = Messages(ledger, receipts, memory.record_s, clock.now_us())
         self._positions = itertools.count(clock.now_us())  # later runs begin higher: no two events share one
-        self._parts: dict[int, Part] = {}  # those of which something was settled since they were looked at
-        self._bytes = 0
+        self._held = Held()
         self._put_aside = PutAside(ledger, settings.routes)
         self._tries = Tries(ledger)
         self._flushed_s = -math.inf
@@ -124,7 +123,7 @@ class LiveFeed:
             CannotReadError: see `open`, where Pub/Sub did not answer.
             sqlite3.Error: the ledger cannot be written; nothing is lost by trying again.
         """
-        if not self._pulls() or self._bytes >= self._memory.rows_bytes:
+        if not self._pulls() or self._held.bytes >= self._memory.rows_bytes:
             time.sleep(_WAIT_S)
             return []
         if self._messages.has_done and time.monotonic() - self._flushed_s >= _FLUSH_S:
@@ -160,7 +159,7 @@ class LiveFeed:
     def save(self, trying: Sequence[Trying], over: Sequence[int], now_us: int) -> None:
         """Make it durable, in one transaction; then acknowledge what is settled."""
         self._flush(now_us, (trying, over))
-        self._thin()
+        self._held.thin()
 
     def bring_back(self, subject: str) -> list[Pending]:
         """Return parked events, to be tried again; their records stay until they are settled."""
@@ -226,8 +225,7 @@ class LiveFeed:
             messages[receipt].count(why, count)
         events: list[Pending] = []
         for number, sent, users, ids, receipts, bytes_ in of_routes:
-            part = Part(sent.num_rows, sent.nbytes)
-            self._bytes += part.bytes
+            part = self._held.add(sent)
             for at, (user, message_id, receipt, size) in enumerate(zip(users, ids, receipts, bytes_, strict=True)):
                 message = messages[receipt]
                 message.routed += 1
@@ -251,8 +249,7 @@ class LiveFeed:
         return [event for event in events if event.message_id not in ids]
 
     def _settle_one(self, event: Pending, row: LiveRow, name: str) -> None:
-        row.part.open.discard(event)
-        self._parts[id(row.part)] = row.part
+        self._held.settle(event, row.part)
         self._messages.settle(row.message, name)
 
     def _flush(self, now_us: int, tries: tuple[Sequence[Trying], Sequence[int]] | None = None) -> None:
@@ -266,17 +263,6 @@ class LiveFeed:
         self._put_aside.written()
         self._flushed_s = time.monotonic()
         self._messages.acknowledge(now_us)
-
-    def _thin(self) -> None:
-        """Let go of the rows of what is settled, where a few of a part still wait."""
-        for part in self._parts.values():
-            if not part.open:
-                self._bytes -= part.bytes
-            elif len(part.open) * 4 <= part.rows:
-                before = part.bytes
-                part.thin()
-                self._bytes += part.bytes - before
-        self._parts.clear()
 
     def _until_us(self, now_us: int) -> int:
         """Return up to when all is settled, by time of publishing, as far as the lane can know."""

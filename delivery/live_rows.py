@@ -83,3 +83,33 @@ class LiveRow(Row):
 
     message: Message
     part: Part
+
+
+class Held:
+    """The parts in memory."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """How much they take."""
+        self._touched: dict[int, Part] = {}  # those of which something was settled since they were looked at
+
+    def add(self, rows: pa.RecordBatch) -> Part:
+        """Enter rows as a part."""
+        self.bytes += rows.nbytes
+        return Part(rows.num_rows, rows.nbytes)
+
+    def settle(self, event: Pending, part: Part) -> None:
+        """Note that one of a part is settled."""
+        part.open.discard(event)
+        self._touched[id(part)] = part
+
+    def thin(self) -> None:
+        """Let go of the rows of what is settled, also where a few of a part still wait."""
+        for part in self._touched.values():
+            if not part.open:
+                self.bytes -= part.bytes
+            elif len(part.open) * 4 <= part.rows:
+                before = part.bytes
+                part.thin()
+                self.bytes += part.bytes - before
+        self._touched.clear()

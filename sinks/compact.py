@@ -7,13 +7,11 @@ at any moment: the swap of files is one commit, made only while every file that 
 
 import argparse
 import dataclasses
-import datetime as dt
 import logging
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -24,6 +22,7 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from millrace.sinks.bookmarks import held_since_ms
+from millrace.sinks.compact_plan import Entry, plan
 from millrace.sinks.delta import Table, add_actions, find_table, pause
 from millrace.sinks.parquet import ROW_GROUP_ROWS, DataFile, write_stream
 from millrace.sinks.storage import StorageError, explain
@@ -40,19 +39,6 @@ MAX_DECODED_BYTES = 512 * 1024 * 1024
 
 _ATTEMPTS = 60
 _READABLE_FEATURES = {"timestampNtz"}  # with others (deletion vectors) a file's rows are not all the table's rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A file of the table, as its log knows it."""
-
-    path: str
-    day: dt.date
-    size: int
-    rows: int
-    low: dt.datetime
-    """The smallest value of the table's time column in it."""
-    modified_ms: int
 
 
 @dataclasses.dataclass
@@ -148,44 +134,6 @@ def entries(table: Table) -> list[Entry]:
     columns = [found.column(name).to_pylist() for name in (*names, "modification_time")]
     rows = zip(*columns, strict=True)
     return [Entry(*row) for row in rows if all(value is not None for value in row)]
-
-
-def plan(files: Sequence[Entry], *, target_bytes: int, min_files: int, max_rows: int) -> list[list[Entry]]:
-    """Return the groups of files to merge: one date each, next to each other in time.
-
-    In a group no file outweighs all the others: every merge at least doubles the file a row is in, so a row is written
-    again log2(target / file) times at most, not once a run.
-    """
-    groups: list[list[Entry]] = []
-    ordered = sorted(files, key=lambda entry: (entry.day, entry.low, entry.path))
-    for _, of_one_day in groupby(ordered, key=lambda entry: entry.day):
-        run: list[Entry] = []
-        for entry in of_one_day:
-            if entry.size * 2 >= target_bytes or entry.rows >= max_rows:
-                groups += _balanced(run)
-                run = []
-                continue
-            size, rows = sum(each.size for each in run), sum(each.rows for each in run)
-            if size + entry.size > target_bytes or rows + entry.rows > max_rows:
-                groups += _balanced(run)
-                run = []
-            run.append(entry)
-        groups += _balanced(run)
-    return [
-        group
-        for group in groups
-        if len(group) >= min_files or (len(group) > 1 and sum(entry.size for entry in group) * 2 >= target_bytes)
-    ]
-
-
-def _balanced(run: list[Entry]) -> Iterator[list[Entry]]:
-    while run:
-        heaviest = max(range(len(run)), key=lambda index: run[index].size)
-        if run[heaviest].size * 2 <= sum(entry.size for entry in run):
-            yield run
-            return
-        yield from _balanced(run[:heaviest])
-        run = run[heaviest + 1 :]
 
 
 def _within_memory(table: Table, group: list[Entry]) -> Iterator[list[Entry]]:

@@ -94,7 +94,6 @@ class PubSub(Sink):
 
     max_events = MAX_MESSAGES
     keeps_order = True
-
     _connection: _Connection = dataclasses.field(default_factory=_Connection, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

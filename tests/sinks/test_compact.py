@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from millrace import cli
 from millrace.sinks import compact as compaction
-from millrace.sinks.compact import Entry, compact, main, plan, vacuum
+from millrace.sinks.compact import compact, main, vacuum
+from millrace.sinks.compact_plan import Entry, plan
 from millrace.sinks.delta import Table, open_table
 from millrace.sinks.tables import ARCHIVE
 from tests.support.pubsub import wait_until
