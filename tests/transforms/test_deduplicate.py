@@ -157,7 +157,7 @@ def on_prism(folder: Path) -> Iterator[beam.Pipeline]:
             yield pipeline
         for thread in threading.enumerate():
             if thread.name == "read_state":
-                thread.join(90)
+                thread.join(10)
 
 
 @pytest.mark.slow
