@@ -20,9 +20,10 @@ from millrace.local.prism import Prism, PrismStartError, find_prism
 
 # It waits in short steps: a signal that comes just before one long wait would be seen only after it.
 OWNER = """
-import select, sys
+import select, signal, sys
 from pathlib import Path
 from millrace.local.prism import Prism
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 with Prism(Path(sys.argv[1]), log=Path(sys.argv[2]) / "prism.log", notes=Path(sys.argv[2]) / "notes") as prism:
     print(prism.pid, flush=True)
     while not select.select([sys.stdin], [], [], 0.05)[0]:
