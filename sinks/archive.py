@@ -96,7 +96,7 @@ class _CommitInOrderFn(beam.DoFn):
 
     After a backlog twenty windows are complete at once, and a group of each is handed over in no order (measured, Prism
     2.77). A job killed between two commits would leave holes in users' sequences; but what its steps remember is read
-    back from the archive. So what is committed is all up to some time, and nothing after it.
+    back from the archive. So of each shard is committed all up to some time, and nothing after it.
 
     Parts wait in this process, where all else is that is not committed; a timer tells when they are due.
     """
