@@ -32,7 +32,7 @@ def test_what_with_gives_becomes_what_the_class_wants():
     [
         ("consol", {}, f"there is no sink 'consol'; there are: {', '.join(BUILT_IN)}, or your own, as module:Name"),
         ("nowhere:Sink", {}, "there is no module 'nowhere'; install its package, or start where the file is"),
-        (f"{MODULE}:Keep", {}, f"{MODULE} has no 'Keep'; it has Auth, Kept, Unfinished, not_a_sink"),
+        (f"{MODULE}:Keep", {}, f"{MODULE} has no 'Keep'; it has Auth, Kept, Picky, "),
         (f"{MODULE}:not_a_sink", {}, f"{MODULE}:not_a_sink is no sink; derive a class from millrace.sinks.sink.Sink"),
         (f"{MODULE}:Auth", {}, f"{MODULE}:Auth is no sink; derive a class from millrace.sinks.sink.Sink"),
         (f"{MODULE}:Kept", {"url": "x"}, "Kept refuses its settings: url has to begin with https://, not 'x'"),
