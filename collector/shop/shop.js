@@ -125,7 +125,8 @@ function showKiosk(sdk) {
 
 function showNetwork() {
   const say = () => {
-    $("network").textContent = navigator.onLine ? "online" : "offline: what you do is kept";
+    const kept = chosen === "rudderstack-beacon" ? "beacons are lost" : "what you do is kept";
+    $("network").textContent = navigator.onLine ? "online" : `offline: ${kept}`;
     $("network").className = `pill ${navigator.onLine ? "good" : "bad"}`;
   };
   addEventListener("online", say);
