@@ -24,12 +24,13 @@ from pathlib import Path
 
 from millrace.broker import protocol as pb
 from millrace.config.fanout import read_fanout
+from millrace.delivery import clock
 from millrace.delivery.archive_feed import ArchiveFeed
 from millrace.delivery.books import Ledgers
 from millrace.delivery.lane import Lane
 from millrace.delivery.ledger import Ledger
 from millrace.delivery.pending import Pending
-from millrace.delivery.records import ROW_BITS, Mark
+from millrace.delivery.records import ROW_MASK, Mark
 from millrace.delivery.settings import LaneSettings
 from millrace.delivery.undelivered import Undelivered
 from millrace.sinks.delta import Table, open_table
@@ -69,7 +70,7 @@ def part(feed: ArchiveFeed) -> list[Pending]:
     found: list[Pending] = []
     while events := feed.read():
         found += events
-        if (events[-1].position & ((1 << ROW_BITS) - 1)) == ROWS - 1:
+        if events[-1].position & ROW_MASK == ROWS - 1:
             break
     return found
 
@@ -84,7 +85,7 @@ def follow(table: Table, folder: Path, route: str, commits: int) -> tuple[float,
             reading += time.process_time() - began
             began = time.process_time()
             feed.settle(events, Mark.DELIVERED)
-            feed.save((), (), time.time_ns() // 1_000)
+            feed.save((), (), clock.now_us())
             writing += time.process_time() - began
     rows = commits * ROWS / 1e6
     return reading / rows, writing / rows

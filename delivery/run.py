@@ -27,7 +27,7 @@ from millrace.delivery.lane_process import LaneJob
 from millrace.delivery.metrics import serve
 from millrace.local import children
 from millrace.local.parts import how_it_ended
-from millrace.sinks.storage import StorageError, locate
+from millrace.sinks.storage import Location, StorageError, locate
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _STEADY_S = 30.0
@@ -159,11 +159,10 @@ def main(arguments: Sequence[str]) -> int:
         except OSError as error:
             print(f"millrace deliver: --state {options.state} cannot be used: {error.strerror}", file=sys.stderr)
             return 2
-        return _serve(jobs, options)
+        return _serve(jobs, archive, options)
 
 
-def _serve(jobs: Sequence[LaneJob], options: argparse.Namespace) -> int:
-    archive = locate(options.archive)
+def _serve(jobs: Sequence[LaneJob], archive: Location, options: argparse.Namespace) -> int:
     try:
         names = [job.settings.name for job in jobs]
         pages = None if options.port is None else serve(options.state, options.port, options.host, names)

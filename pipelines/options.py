@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from millrace.transforms.order import divides
+
 
 class EventOptions(PipelineOptions):
     """Options of `python -m pipelines.events`, beside Beam's own."""
@@ -243,7 +245,7 @@ def problem_with(options: EventOptions) -> str | None:
             return f"--{name} must be a finite number, got {value:g}."
         if not is_good(value):
             return f"--{name} {demand}, got {value:g}."
-    if round(options.order_window_s * 1_000_000) % (options.order_turns * 1_000):
+    if not divides(options.order_turns, options.order_window_s):
         return (
             f"--order_window_s={options.order_window_s:g} is not {options.order_turns} turns of whole milliseconds: "
             "choose another window, or other --order_turns."

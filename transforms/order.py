@@ -82,6 +82,11 @@ def release(
     ]
 
 
+def divides(turns: int, window_s: float) -> bool:
+    """Say whether a window is so many turns (1 or more) of whole milliseconds: Beam's windows know no shorter time."""
+    return round(window_s * 1_000_000) % (turns * 1_000) == 0
+
+
 _Whole = TypeVar("_Whole", int, npt.NDArray[np.int64])
 
 
@@ -158,7 +163,7 @@ class OrderPerUser(beam.PTransform):
             raise ValueError(
                 f"need wait_s >= 0, window_s >= 1, shards >= 1; got {self.wait_s}, {self.window_s}, {self.shards}"
             )
-        if self.turns < 1 or round(self.window_s * 1_000_000) % (self.turns * 1_000):
+        if self.turns < 1 or not divides(self.turns, self.window_s):
             raise ValueError(
                 f"need turns >= 1 of whole milliseconds; {self.turns} do not divide a window of {self.window_s} s so"
             )
